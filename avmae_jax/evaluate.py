@@ -1,0 +1,371 @@
+"""VERB: says what a checkpoint has learned, without training any of it further.
+
+    python -m avmae_jax.evaluate --workdir=RUN
+    python -m avmae_jax.evaluate --checkpoint=RUN/checkpoints/1000 --split=test --what=knn,probe
+    python -m avmae_jax.evaluate --workdir=RUN --random_init          the same, before the first step
+
+`--what` names any of
+
+  reconstruction   the error in hidden patches under fixed masks, beside answers that need no model
+  knn, probe       classes from frozen features of audio, video and both: nearest neighbours, a linear probe
+  retrieval        finding a clip's picture by its sound, and the other way round
+
+What needs fitting is fitted on `--train_split` and never sees `--split`. Prints tables, and writes
+evaluation/SPLIT-step-STEP.json and .png (reconstructions) into the workdir. `--config.data.path=DIR` evaluates on
+another dataset; any other setting of the run can be given the same way.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import logging as python_logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+
+from avmae_jax import experiment
+from avmae_jax.checkpoints.manager import DIGESTS_FILE, META, Checkpoints
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.evaluation import painting, passes, pictures, reconstruction, scores, tables
+from avmae_jax.models.blocks import unstack_layers
+from avmae_jax.parallel import hosts, rules
+from avmae_jax.parallel import mesh as mesh_lib
+
+WHAT = ('reconstruction', 'knn', 'probe', 'retrieval')
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run: its last good checkpoint; results go there.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'One checkpoint, RUN/checkpoints/STEP, instead of the last.')
+_SPLIT = flags.DEFINE_string('split', 'test', 'What is evaluated.')
+_TRAIN_SPLIT = flags.DEFINE_string('train_split', 'train', 'What neighbours, probes and maps are fitted on.')
+_WHAT = flags.DEFINE_list('what', list(WHAT), f'Any of {", ".join(WHAT)}.')
+_RANDOM_INIT = flags.DEFINE_bool('random_init', False, 'Fresh parameters in place of the trained ones, to compare.')
+_SEED = flags.DEFINE_integer('seed', None, 'Of fresh parameters; that of the run if not given.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.')
+_NUM_CLIPS = flags.DEFINE_integer('num_clips', 1, 'Moments of each clip whose features are averaged.')
+_LAYERS = flags.DEFINE_list('layers', [], 'Also features after these layers, counted from 1, such as 2,4.')
+_NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips whose reconstructions are drawn; 0 for none.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no cluster is recognised.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the job, with --coordinator.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator.')
+
+
+class Subject(NamedTuple):
+    """What is evaluated.
+
+    Attributes:
+      config: of its training, with the overrides of the command line.
+      name: of its results: 'step-0001000', 'random-init-seed-0'.
+      about: where it comes from; goes into the results.
+    """
+
+    config: dict[str, Any]
+    name: str
+    about: dict[str, Any]
+    params: Any
+    model: Any
+    objective: Any
+    preprocess: Any
+
+
+def load_subject(
+    checkpoint: epath.PathLike, *, overrides: Mapping[str, Any], random_init: bool = False, seed: int | None = None
+) -> Subject:
+    """The last good checkpoint of a run (or the one named), or what its training began with."""
+    folder, step = experiment.find_checkpoints(checkpoint)
+    with_meta = Checkpoints(folder, read_only=True)
+    step = with_meta.last_good_step(['params', META], step)
+    if step is None:
+        raise ValueError(f'{folder} holds no checkpoint that is whole.')
+    restored = experiment.restore_model(folder / str(step))
+    found = with_meta.restore({}, step)
+    assert found is not None  # With a step it raises instead.
+    meta = found.meta
+    with_meta.close()
+    config = override(restored.config, overrides)
+    params, name = restored.params, f'step-{step:07d}'
+    about = {
+        'checkpoint': str(folder / str(step)),
+        'step': step,
+        'digest': hashlib.sha256((folder / str(step) / DIGESTS_FILE).read_bytes()).hexdigest(),
+        'trained_on': meta['dataset']['digest'],
+    }
+    objective = experiment.build_objective(config)
+    if random_init:
+        seed = config['seed'] if seed is None else seed
+        shapes = {modality: tuple(shape) for modality, shape in meta['input_shapes'].items()}
+        init = experiment.make_init_params(restored.model, objective, shapes)
+        # The key that training/state.py initialises with, so that this is what the run began with.
+        params = jax.jit(init)(jax.random.split(jax.random.key(seed))[0])
+        name, about = f'random-init-seed-{seed}', {'random_init': True, 'seed': seed}
+    return Subject(
+        config=config,
+        name=name,
+        about=about,
+        params=params,
+        model=restored.model,
+        objective=objective,
+        # By the statistics of what it was trained on, whatever it is shown now.
+        preprocess=experiment.build_preprocess(config, restored.info),
+    )
+
+
+def unroll(subject: Subject) -> Subject:
+    """The same with its layers one by one: what lies between them can be looked at."""
+    looped = override(subject.config, {'model.compute.scan': False, 'model.compute.remat': 'none'})
+    return subject._replace(model=experiment.build_model(looped), params=unstack_layers(subject.params))
+
+
+class Evaluator:
+    """Runs passes over the splits of a dataset on all devices.
+
+    Attributes:
+      source: the split that is evaluated.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        batch_size: int | None,
+        num_clips: int,
+        split: str,
+        train_split: str,
+        layers: Sequence[int] = (),
+    ):
+        self.subject = unroll(subject) if layers else subject
+        self.layers = tuple(layers)
+        self.mesh = mesh_lib.make_mesh()
+        self.rows = rules.batch_sharding(self.mesh)
+        subject = self.subject
+        shardings = rules.state_shardings(subject.params, self.mesh, subject.config['parallel']['rules'])
+        self.params = jax.tree.map(jax.device_put, jax.tree.map(np.asarray, subject.params), shardings)
+        self.splits = {'train': train_split, 'test': split}
+        self.source = experiment.open_sources(subject.config, split)
+        self.num_clips = num_clips
+        self.num_crops = experiment.build_view(subject.config).eval_crops
+        # A batch holds whole records on every host, and as many rows on every device.
+        unit = int(np.lcm(self.mesh.size, jax.process_count() * num_clips * self.num_crops))
+        self.batch_size = -(-(batch_size or subject.config['batch_size']) // unit) * unit
+
+    def collect(self, step: passes.RowStep, split: str, *, num_clips: int = 1, what: str) -> dict[str, Any]:
+        """What `step` gives for every record of a split."""
+        stream = experiment.build_eval_stream(
+            self.subject.config, split, batch_size=self.batch_size, num_clips=num_clips
+        )
+        with stream:
+            return passes.run_pass(
+                step,
+                self.params,
+                stream,
+                sharding=self.rows,
+                num_records=stream.batches.num_records,
+                num_batches=len(stream),
+                what=f'{what}, {split}',
+            )
+
+    def features(self) -> dict[str, dict[str, Any]]:
+        """'train' and 'test' -> the table of a feature pass."""
+        step = passes.make_feature_step(self.subject.model, self.subject.preprocess, self.layers)
+        return {
+            role: self.collect(step, split, num_clips=self.num_clips, what='features')
+            for role, split in self.splits.items()
+        }
+
+    def reconstruction(self) -> list[dict[str, Any]]:
+        subject = self.subject
+        step = reconstruction.make_reconstruction_step(subject.model, subject.objective, subject.preprocess)
+        table = self.collect(step, self.splits['test'], what='reconstruction')
+        return [error._asdict() for error in reconstruction.summarise(table, subject.preprocess)]
+
+    def picture(self, num_clips: int, note: str) -> Any:
+        """A sheet of the first clips of the split and their reconstructions."""
+        subject = self.subject
+        everywhere = jax.NamedSharding(self.mesh, jax.P())
+        paint = painting.make_painter(subject.model, subject.objective, subject.preprocess, num_clips)
+        unit = int(np.lcm(self.mesh.size, jax.process_count() * self.num_crops))
+        num_rows = -(-num_clips // unit) * unit
+        config = override(subject.config, {'data.num_workers': 0})  # One batch is not worth starting processes.
+        with experiment.build_eval_stream(config, self.splits['test'], batch_size=num_rows) as stream:
+            batch = next(iter(stream))
+            painted = jax.jit(paint, out_shardings=everywhere)(self.params, hosts.global_batch(batch, self.rows))
+        media, record = painting.patched(painted, subject.model, subject.objective)
+        titles = [self.source[int(i)].id for i in record]
+        return pictures.reconstruction_sheet(media, titles, num_clips=len(record), note=note)
+
+
+def evaluate(evaluator: Evaluator, what: list[str]) -> dict[str, list[dict]]:
+    """Everything that was asked for and that the data allows."""
+    results: dict[str, list[dict]] = {}
+    if 'reconstruction' in what:
+        results['reconstruction'] = evaluator.reconstruction()
+    methods = [method for method in ('knn', 'probe') if method in what]
+    labels = evaluator.source.labels
+    if methods and not labels:
+        logging.warning('The dataset has no labels: no %s.', ' and no '.join(methods))
+        methods = []
+    retrieving = 'retrieval' in what and len(evaluator.subject.model.tokenizers) > 1
+    if methods or retrieving:
+        features = evaluator.features()
+        if methods:
+            results['classification'] = scores.classify(features, labels, methods)
+        if retrieving:
+            results['retrieval'] = scores.retrieve(features)
+    return results
+
+
+TABLES: Mapping[str, Callable[[Any], str]] = {
+    'reconstruction': tables.reconstruction_table,
+    'classification': tables.classification_table,
+    'retrieval': tables.retrieval_table,
+}
+
+
+def describe(results: Mapping[str, list[dict]]) -> str:
+    return '\n\n'.join(TABLES[kind](rows) for kind, rows in results.items() if rows)
+
+
+# -- Settings --
+
+
+def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with 'section.name' -> value put in; a setting it does not have is an error that names near ones."""
+    config = experiment.to_plain(config)
+    for path, value in values.items():
+        *sections, name = path.split('.')
+        section: Any = config
+        for part in sections:
+            section = experiment.choose(section, path, part)
+            section = section if isinstance(section, Mapping) else {}
+        old = experiment.choose(section, path, name)
+        if not _can_replace(old, value):
+            raise ValueError(f'config.{path} is {old!r}; {value!r} cannot take its place.')
+        section[name] = list(value) if isinstance(value, tuple) else value
+    return config
+
+
+def _can_replace(old: Any, new: Any) -> bool:
+    if isinstance(old, Mapping) or isinstance(new, Mapping):
+        return False
+    if old is None or new is None:
+        return True
+    kinds: dict[type, Any] = {float: (int, float), list: (list, tuple)}
+    return isinstance(new, kinds.get(type(old), type(old))) and isinstance(new, bool) == isinstance(old, bool)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without `--config.a.b=value`, and those as 'a.b' -> value. Values are Python literals or words."""
+    rest, found = [], {}
+    for argument in argv:
+        match = re.fullmatch(r'--?config\.([\w.]+)=(.*)', argument, re.DOTALL)
+        if match is None:
+            rest.append(argument)
+            continue
+        try:
+            found[match[1]] = ast.literal_eval(match[2])
+        except (ValueError, SyntaxError):
+            found[match[1]] = match[2]
+    return rest, found
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
+
+
+def write_results(path: epath.Path, content: dict[str, Any]) -> None:
+    """Beside results of other kinds that the file holds of the same subject on the same data."""
+    if path.exists():
+        before = json.loads(path.read_text())
+        if all(before.get(key) == content[key] for key in ('subject', 'data', 'config')):
+            content = {**content, 'results': {**before['results'], **content['results']}}
+    path.write_text(json.dumps(content, indent=1) + '\n')
+
+
+def run(overrides: Mapping[str, Any]) -> None:
+    checkpoint = _CHECKPOINT.value or _WORKDIR.value
+    if not checkpoint:
+        raise ValueError('--workdir or --checkpoint is needed: python -m avmae_jax.evaluate --workdir=RUN')
+    unknown = sorted(set(_WHAT.value) - set(WHAT))
+    if unknown:
+        raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
+    if _COORDINATOR.value or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
+        hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    began = time.monotonic()
+    subject = load_subject(checkpoint, overrides=overrides, random_init=_RANDOM_INIT.value, seed=_SEED.value)
+    evaluator = Evaluator(
+        subject,
+        batch_size=_BATCH_SIZE.value,
+        num_clips=_NUM_CLIPS.value,
+        split=_SPLIT.value,
+        train_split=_TRAIN_SPLIT.value,
+        layers=[int(layer) for layer in _LAYERS.value],
+    )
+    results = evaluate(evaluator, _WHAT.value)
+    sheet = None
+    if 'reconstruction' in _WHAT.value and _NUM_PICTURES.value:
+        sheet = evaluator.picture(_NUM_PICTURES.value, note=f'{subject.name}, split {_SPLIT.value}.')
+    if jax.process_index():
+        return
+    folder = epath.Path(_WORKDIR.value or experiment.find_checkpoints(checkpoint)[0].parent) / 'evaluation'
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f'{_SPLIT.value}-{subject.name}'
+    write_results(
+        folder / f'{name}.json',
+        {
+            'subject': subject.about,
+            'data': describe_data(evaluator.source, evaluator.splits),
+            'config': subject.config,
+            'versions': versions(),
+            'seconds': round(time.monotonic() - began, 1),
+            'results': results,
+        },
+    )
+    if sheet is not None:
+        pictures.write_png(folder / f'{name}.png', sheet)
+    print(f'\n{subject.name} of {checkpoint}, split {_SPLIT.value}, {len(evaluator.source):,} clips\n')
+    print(describe(results))
+    print(f'\nWritten to {folder / name}.json' + (' and .png' if sheet is not None else ''), flush=True)
+
+
+def describe_data(source: Mixture, splits: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        'digest': experiment.dataset_digest(source),
+        'splits': dict(splits),
+        'num_clips': len(source),
+        'labels': {head: classes.digest for head, classes in source.labels.items()},
+    }
+
+
+def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
+    try:
+        run(overrides)
+    except ValueError as error:
+        logging.debug('The setting was found wrong here:', exc_info=True)
+        print(f'evaluate: {error}', file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _not_chatty(record: python_logging.LogRecord) -> bool:
+    return record.levelno >= python_logging.WARNING or '/orbax/' not in record.pathname
+
+
+def run_main() -> None:
+    argv, overrides = split_overrides(sys.argv)
+    logging.get_absl_handler().addFilter(_not_chatty)  # Orbax tells its every move.
+    app.run(lambda rest: main(rest, overrides), argv=argv)
+
+
+if __name__ == '__main__':
+    run_main()

@@ -1,0 +1,87 @@
+"""Results as aligned text for a terminal; every number beside what guessing gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from avmae_jax.evaluation.reconstruction import BASELINES
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell: the first row is the head, cells that look like numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    numeric = [all(_is_number(row[i]) for row in rows[1:]) for i in range(len(widths))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        return ('  ' + '   '.join(cells)).rstrip()
+
+    rule = '  ' + '   '.join('-' * width for width in widths)
+    return '\n'.join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell == '-' or cell[0].isdigit()
+
+
+def reconstruction_table(errors: Sequence[Mapping[str, Any]]) -> str:
+    """One line a term, modality and unit."""
+    units = {'input': 'as the model sees it', 'target': 'standardised patches'}
+    raw = {'audio': 'nats of log-mel', 'video': 'RGB in [0, 1]', 'image': 'RGB in [0, 1]'}
+    rows = [['term', 'modality', 'unit', 'model', '+-', *BASELINES, 'clips']]
+    for error in errors:
+        unit = raw[error['modality']] if error['unit'] == 'raw' else units[error['unit']]
+        rows.append(
+            [
+                error['term'],
+                error['modality'],
+                unit,
+                f'{error["mean"]:.5f}' + ('*' if error['true_scale'] else ''),
+                f'{error["standard_error"]:.5f}',
+                *(f'{error["baselines"][name]:.5f}' if name in error['baselines'] else '-' for name in BASELINES),
+                f'{error["num_clips"]:,}',
+            ]
+        )
+    note = '\n  * given the true mean and deviation of each patch, for which the model was not asked'
+    starred = any(error['true_scale'] for error in errors)
+    return 'Hidden patches: mean squared error, lower is better\n' + format_table(rows) + (note if starred else '')
+
+
+def classification_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    """One line a head and set of features; k-NN and probe side by side."""
+    lines: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for score in scores:
+        lines.setdefault((score['head'], score['features']), {})[score['method']] = score
+    methods = list(dict.fromkeys(score['method'] for score in scores))
+    rows = [['labels', 'features', 'metric', *methods, 'chance', 'train clips', 'test clips']]
+    for (head, features), by_method in lines.items():
+        any_score = next(iter(by_method.values()))
+        rows.append(
+            [
+                head,
+                features,
+                any_score['metric'],
+                *(f'{by_method[m]["value"]:.3f}' if m in by_method else '-' for m in methods),
+                f'{any_score["chance"]:.3f}',
+                f'{any_score["num_train"]:,}',
+                f'{any_score["num_test"]:,}',
+            ]
+        )
+    return 'Classes from frozen features, higher is better\n' + format_table(rows)
+
+
+def retrieval_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One line a direction and way of comparing, and chance below."""
+    ks = [name for name in results[0]['scores'] if name.startswith('recall@')]
+    rows = [['query -> candidates', 'compared by', *ks, 'median rank']]
+    chance = results[0]['chance']
+    for result in results:
+        scores = result['scores']
+        cells = [*(f'{scores[k]:.3f}' for k in ks), f'{scores["median_rank"]:.1f}']
+        rows.append([f'{result["query"]} -> {result["candidates"]}', result['method'], *cells])
+    rows.append(['', 'chance', *(f'{chance[k]:.3f}' for k in ks), f'{chance["median_rank"]:.1f}'])
+    return f'Finding the other modality of a clip among {results[0]["num_candidates"]:,}\n' + format_table(rows)

@@ -1,0 +1,612 @@
+"""From a config to the things it names: the one file that knows both names and classes.
+
+A section of a config is the arguments of a constructor. A key that the constructor does not have, or a value it
+refuses, ends here, before a device is touched. Nothing behind this file sees a config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from etils import epath
+
+from avmae_jax import objectives
+from avmae_jax.checkpoints.manager import Checkpoints
+from avmae_jax.data import batches, sources, views
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.schema import DatasetInfo
+from avmae_jax.models import decoders, encoders, flops, sizes, tokenizers
+from avmae_jax.models.autoencoder import MaskedAutoencoder
+from avmae_jax.models.blocks import Compute
+from avmae_jax.ops import masking
+from avmae_jax.ops.preprocess import STORED, Preprocess
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
+from avmae_jax.structs import JOINT_ORDER, Batch, Modality
+from avmae_jax.training import optimizer as optimizer_lib
+from avmae_jax.training import state as state_lib
+
+Config = Mapping[str, Any]
+
+CONFIG_FILE = 'config.json'
+SECTIONS = (
+    'seed', 'batch_size', 'num_epochs', 'num_steps', 'data', 'video', 'audio', 'image', 'preprocess', 'model',
+    'objective', 'optimizer', 'parallel', 'checkpoint', 'report', 'evaluation',
+)  # fmt: skip
+# What a run may be resumed with a different value of: nothing of it changes what the next step computes.
+HARMLESS = (
+    'data.path', 'data.data_dir', 'data.verify', 'data.num_workers', 'data.num_threads', 'data.max_damaged_ratio',
+    'data.stall_seconds', 'parallel', 'checkpoint', 'report', 'evaluation',
+)  # fmt: skip
+
+
+# -- Reading and comparing --
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config (ConfigDict or dict) as JSON would give it back: dicts, lists, strings, numbers, None."""
+    tree = config.to_dict() if hasattr(config, 'to_dict') else config
+    return json.loads(json.dumps(tree))
+
+
+def load_config(path: epath.PathLike) -> dict[str, Any]:
+    """The resolved config of a run: `config.json` itself, or the workdir that holds it."""
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / CONFIG_FILE
+    if not file.exists():
+        raise ValueError(f'{file} does not exist: a run writes its config there when it starts.')
+    return json.loads(file.read_text())
+
+
+def save_config(config: Config, workdir: epath.PathLike) -> None:
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+    """'optimizer.base_learning_rate' -> value."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flatten(value, f'{prefix}.{name}' if prefix else name)
+    return found
+
+
+def check_resumable(old: Config, new: Config, workdir: epath.PathLike) -> None:
+    """Refuses to go on with a run under settings that would make it another run; names them."""
+    before, now = flatten(old), flatten(new)
+    changed = [
+        f'{name}: {before.get(name, "not there")!r} -> {now.get(name, "not there")!r}'
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, KeyError) != now.get(name, KeyError)
+        and not any(name == harmless or name.startswith(harmless + '.') for harmless in HARMLESS)
+    ]
+    if changed:
+        raise ValueError(
+            f'{workdir} holds a run with other settings: {"; ".join(changed)}. Give these their old values to go '
+            'on with it, or another --workdir to begin anew.'
+        )
+
+
+# -- Sections to objects --
+
+
+def construct(constructor: Callable[..., Any], where: str, section: Config, /, **more: Any) -> Any:
+    """`constructor(**section, **more)`; an argument it does not have is named with the one that was meant."""
+    known = [name for name in inspect.signature(constructor).parameters if name not in ('self', 'parent', 'name')]
+    for name in section:
+        if name not in known or name in more:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f'config.{where}.{name} is no setting'
+                + (f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.')
+            )
+    try:
+        return constructor(**{name: _unfold(section[name]) for name in section}, **more)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'config.{where}: {error}') from error
+
+
+def choose(table: Mapping[str, Any], where: str, name: str) -> Any:
+    if name not in table:
+        close = difflib.get_close_matches(str(name), table, n=1)
+        raise ValueError(
+            f'config.{where}={name!r} is none of {", ".join(table)}' + (f'; did you mean {close[0]}?' if close else '.')
+        )
+    return table[name]
+
+
+def _unfold(value: Any) -> Any:
+    """Plain dicts and tuples: no config gets past this file."""
+    if isinstance(value, Mapping):
+        return {name: _unfold(value[name]) for name in value}
+    return tuple(_unfold(x) for x in value) if isinstance(value, list | tuple) else value
+
+
+def _without(section: Config, *names: str) -> dict[str, Any]:
+    return {name: section[name] for name in section if name not in names}
+
+
+def build_model(config: Config, info: DatasetInfo | None = None) -> MaskedAutoencoder:
+    """The model. `info` is what a classifier takes its classes from; a masked autoencoder needs none of it."""
+    del info
+    section = config['model']
+    for name in section:
+        choose(dict.fromkeys(('tokenizers', 'encoder', 'decoder', 'compute')), 'model', name)
+    compute = construct(Compute, 'model.compute', section['compute'])
+    tables: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        'encoder': (encoders.ENCODERS, sizes.SIZES),
+        'decoder': (decoders.DECODERS, sizes.DECODER_SIZES),
+    }
+    stacks = {
+        part: construct(
+            choose(classes, f'model.{part}.name', section[part]['name']),
+            f'model.{part}',
+            _without(section[part], 'name', 'size'),
+            size=_build_size(section[part]['size'], f'model.{part}.size', named),
+            compute=compute,
+        )
+        for part, (classes, named) in tables.items()
+    }
+    made = {
+        modality: construct(
+            choose(tokenizers.TOKENIZERS, 'model.tokenizers', modality),
+            f'model.tokenizers.{modality}',
+            section['tokenizers'][modality],
+        )
+        for modality in section['tokenizers']
+    }
+    return MaskedAutoencoder(tokenizers=made, **stacks)
+
+
+def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size]) -> sizes.Size:
+    """A size by its name in the table, or by its numbers."""
+    return construct(sizes.Size, where, size) if isinstance(size, Mapping) else choose(table, where, size)
+
+
+def build_objective(config: Config) -> objectives.Objective:
+    section = config['objective']
+    terms = {}
+    for name in section['terms']:
+        where = f'objective.terms.{name}'
+        term = section['terms'][name]
+        target = {m: construct(objectives.Target, f'{where}.target.{m}', term['target'][m]) for m in term['target']}
+        terms[name] = construct(
+            choose(objectives.TERMS, 'objective.terms', name), where, _without(term, 'target'), target=target
+        )
+    return construct(objectives.Objective, 'objective', _without(section, 'terms'), terms=terms)
+
+
+VIEWS = {'video': views.VideoView, 'audio': views.AudioView, 'image': views.ImageView}
+
+
+def build_view(config: Config) -> views.View:
+    """What is cut out of a clip: one part for each of the sections video, audio, image."""
+    parts = {m: construct(VIEWS[m], m, config[m]) for m in JOINT_ORDER if m in config}
+    return views.View(**parts, share_window=config['data']['share_window'])
+
+
+def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
+    """Sound is normalised by the statistics of the dataset unless the config gives others."""
+    section = dict(config['preprocess'].items())
+    construct(Preprocess, 'preprocess', _without(section, 'audio_mean', 'audio_std'))
+    if 'audio' in config and 'audio_mean' in section:
+        convention = section['convention']
+        missing = [name for name in ('audio_mean', 'audio_std') if section[name] is None]
+        measured = info.statistics.get('audio', {}).get(convention)
+        if missing and measured is None:
+            raise ValueError(
+                f'{info.name} holds no audio statistics of the convention {convention!r} '
+                f'(it has {sorted(info.statistics.get("audio", {}))}): set config.preprocess.audio_mean and '
+                'config.preprocess.audio_std.'
+            )
+        section |= {name: float(measured[name.removeprefix('audio_')]) for name in missing}
+    return construct(Preprocess, 'preprocess', section)
+
+
+def build_schedule(config: Config, num_steps: int, steps_per_epoch: int) -> optimizer_lib.WarmupCosine:
+    section = config['optimizer']
+    warmup = _steps_or_epochs(section, 'optimizer.warmup', 'warmup_steps', 'warmup_epochs', steps_per_epoch)
+    if warmup >= num_steps:
+        raise ValueError(f'config.optimizer: the warm-up of {warmup} steps must end before step {num_steps}.')
+    return optimizer_lib.WarmupCosine(
+        peak=optimizer_lib.peak_learning_rate(section['base_learning_rate'], config['batch_size']),
+        num_steps=num_steps,
+        warmup_steps=warmup,
+        end_ratio=section['end_ratio'],
+    )
+
+
+SCHEDULE_SETTINGS = ('name', 'base_learning_rate', 'warmup_steps', 'warmup_epochs', 'end_ratio', 'accumulate_steps')
+
+
+def build_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    section = config['optimizer']
+    constructor = choose(optimizer_lib.OPTIMIZERS, 'optimizer.name', section['name'])
+    return construct(constructor, 'optimizer', _without(section, *SCHEDULE_SETTINGS), schedule=schedule)
+
+
+def _steps_or_epochs(section: Config, where: str, steps: str, epochs: str, steps_per_epoch: int) -> float | int:
+    if (steps in section) == (epochs in section):
+        raise ValueError(f'config: give one of {where}: {steps} or {epochs}.')
+    return section[steps] if steps in section else section[epochs] * steps_per_epoch
+
+
+class Length(NamedTuple):
+    """Attributes: steps_per_epoch: whole batches in one pass over the data; num_steps: of the run."""
+
+    steps_per_epoch: int
+    num_steps: int
+
+
+def training_length(config: Config, num_clips: int) -> Length:
+    clips_per_step = config['batch_size'] // config['data']['views_per_clip']
+    steps_per_epoch = max(1, num_clips // clips_per_step)
+    num_steps = _steps_or_epochs(config, 'the length of the run', 'num_steps', 'num_epochs', steps_per_epoch)
+    if num_steps < 1:
+        raise ValueError(f'config: a run of {num_steps} steps is none.')
+    return Length(steps_per_epoch=steps_per_epoch, num_steps=int(num_steps))
+
+
+# -- Data --
+
+
+def open_sources(config: Config, split: str | None = None) -> Mixture:
+    """The clips of the training split, or of another one; checked against what their preparation wrote down."""
+    section = config['data']
+    if not section['path']:
+        raise ValueError('config.data.path is empty: give the folder that `python -m avmae_jax.prepare` wrote.')
+    legacy = construct(sources.Legacy, 'data.legacy', section['legacy']) if 'legacy' in section else None
+    opened = [
+        sources.open_source(
+            path, split or section['split'], verify=section['verify'], legacy=legacy, data_dir=section['data_dir']
+        )
+        for path in section['path'].split(',')
+    ]
+    return Mixture(opened, list(section['weights']) or None)
+
+
+def dataset_digest(source: Mixture) -> str:
+    """One value for the content of all the datasets of a mixture."""
+    return '+'.join(one.info.digest() for one in source.sources)
+
+
+def build_train_stream(config: Config, source: Mixture, start_step: int = 0, num_steps: int | None = None) -> Any:
+    """This host's batches from `start_step` on; a context manager."""
+    section = config['data']
+    return batches.train_stream(
+        source,
+        build_view(config),
+        batch_size=config['batch_size'],
+        seed=config['seed'],
+        start_step=start_step,
+        num_steps=num_steps,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        views_per_clip=section['views_per_clip'],
+        max_damaged_ratio=section['max_damaged_ratio'],
+        **_loader_settings(section),
+    )
+
+
+def build_eval_stream(
+    config: Config, split: str, *, batch_size: int | None = None, num_clips: int = 1, path: str | None = None
+) -> Any:
+    """Every record of a split once, the last batch filled with rows of weight 0; a context manager.
+
+    Args:
+      batch_size: rows over all hosts; None for that of training.
+      num_clips: moments taken of each record.
+      path: of another dataset than the one that was trained on.
+    """
+    section = config['data']
+    if path is not None:
+        config = {**config, 'data': {**section, 'path': path, 'weights': []}}
+    return batches.eval_stream(
+        open_sources(config, split),
+        build_view(config),
+        batch_size=batch_size or config['batch_size'],
+        num_clips=num_clips,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        max_damaged_ratio=section['max_damaged_ratio'],
+        **_loader_settings(section),
+    )
+
+
+def _loader_settings(section: Config) -> dict[str, Any]:
+    num_workers = section['num_workers']
+    if num_workers is None:
+        # Two cores are busy with the step itself; there, threads of this process cost less than processes.
+        num_workers = max(0, (os.cpu_count() or 1) - 2)
+    return dict(num_workers=num_workers, num_threads=section['num_threads'], stall_seconds=section['stall_seconds'])
+
+
+# -- Checks that need several sections --
+
+
+def input_shapes(view: views.View, preprocess: Preprocess, source: Mixture) -> dict[Modality, tuple[int, ...]]:
+    """What preprocessing will make of one row of each modality, without the batch dimension."""
+    shapes = {}
+    sound = views.SoundFormat(source.sample_rate, source.spectrogram_shape)
+    for modality, spec in view.layout(sound).items():
+        if modality != 'audio':
+            shapes[modality] = spec.shape
+        elif len(spec.shape) == 2:
+            shapes[modality] = spec.shape
+        else:
+            frames = preprocess.num_spec_frames or preprocess.log_mel_convention.num_frames(spec.shape[0])
+            shapes[modality] = (frames, preprocess.num_mel_bins)
+    return shapes
+
+
+def check(config: Config, source: Mixture) -> None:
+    """Finds settings that do not fit each other or the data, without touching a device; raises ValueError."""
+    for name in config:
+        choose(dict.fromkeys(SECTIONS), name, name)
+    if config['batch_size'] < 1:
+        raise ValueError(f'config.batch_size={config["batch_size"]} must be at least 1.')
+    info = source.sources[0].info
+    parts = build(config, source)
+    model, objective, view, preprocess = parts.model, parts.objective, parts.view, parts.preprocess
+    wanted = {'model.tokenizers': set(model.tokenizers), 'objective.mask_ratio': set(objective.mask_ratio)}
+    for where, modalities in wanted.items():
+        if modalities != set(view.parts):
+            raise ValueError(
+                f'config.{where} is for {_names(modalities)}, the sections of the data are for {_names(view.parts)}: '
+                'choose modalities by the argument modalities=... of the config.'
+            )
+    for one in source.sources:
+        held = set(one.info.modalities) | ({'image'} if 'video' in one.info.modalities else set())
+        if missing := set(view.parts) - held:
+            raise ValueError(
+                f'config wants {_names(view.parts)} and the dataset {one.info.name} has no {_names(missing)}, only '
+                f'{_names(one.info.modalities)}: take another dataset, or other modalities (an argument of the config).'
+            )
+    _check_preprocess(preprocess, source, view)
+    for modality, shape in parts.shapes.items():
+        _check_masking(objective, model.tokenizers[modality], modality, shape)
+    micro, views_per_clip = config['optimizer']['accumulate_steps'], config['data']['views_per_clip']
+    if min(micro, views_per_clip) < 1 or config['batch_size'] % (micro * views_per_clip):
+        raise ValueError(
+            f'config.batch_size={config["batch_size"]} must be a multiple of optimizer.accumulate_steps={micro} times '
+            f'data.views_per_clip={views_per_clip}.'
+        )
+    choose(rules.RULES, 'parallel.rules', config['parallel']['rules'])
+    known = 'legacy' not in config['data']  # Of SequenceExamples only the files are known, by their names.
+    if known and config['evaluation']['every_steps'] and config['evaluation']['split'] not in info.splits:
+        raise ValueError(
+            f'config.evaluation.split={config["evaluation"]["split"]!r} is no split of {info.name} '
+            f'(it has {_names(info.splits)}); config.evaluation.every_steps=0 trains without.'
+        )
+
+
+def _names(names: Any) -> str:
+    return ', '.join(sorted(names)) or 'nothing'
+
+
+def _check_preprocess(preprocess: Preprocess, source: Mixture, view: views.View) -> None:
+    if view.audio is not None:
+        stored = source.spectrogram_shape is not None
+        if stored != (preprocess.convention == STORED):
+            raise ValueError(
+                f'config.preprocess.convention={preprocess.convention!r} and the dataset stores '
+                + (f'log-mels: set it to {STORED!r}.' if stored else 'waveforms: set it to avmae or kaldi.')
+            )
+        if not stored and source.sample_rate != preprocess.sample_rate:
+            raise ValueError(
+                f'The dataset stores sound at {source.sample_rate} Hz, not {preprocess.sample_rate}: prepare it again.'
+            )
+    for one in source.sources:
+        media = one.info.media
+        for part in (view.video, view.image):
+            if part is not None and media.short_side and media.short_side < part.short_side:
+                logging.warning(
+                    '%s stores pictures with a short side of %d; short_side=%d enlarges them.',
+                    one.info.name,
+                    media.short_side,
+                    part.short_side,
+                )
+        longest = max(part.seconds for part in view.parts.values())
+        if media.clip_seconds is not None and longest > media.clip_seconds + 1e-6:
+            logging.warning(
+                '%s stores clips of %.2f s; the config looks at %.2f s: pictures begin anew and sound is silent '
+                'behind the end.',
+                one.info.name,
+                media.clip_seconds,
+                longest,
+            )
+
+
+def _check_masking(
+    objective: objectives.Objective, tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]
+) -> None:
+    ratio = objective.mask_ratio[modality]
+    if not 0 <= ratio < 1:
+        raise ValueError(f'config.objective.mask_ratio.{modality}={ratio} must lie in [0, 1).')
+    axes = tokenizer.axes_of((1, *shape))
+    for size, patch in zip(axes, tokenizer.patch, strict=True):
+        if modality != 'audio' and size % patch:
+            raise ValueError(
+                f'config.model.tokenizers.{modality}.patch={tokenizer.patch} does not divide the {modality} of '
+                f'{" x ".join(map(str, axes))}: choose config.{modality}.crop_size and num_frames as multiples of it.'
+            )
+    try:
+        grid = tokenizer.grid((1, *shape))
+        drawn = masking.drawn_axes(modality, objective.masking.get(modality, 'random'))
+        masking.num_hidden(int(np.prod([grid[axis] for axis in drawn])), ratio)
+    except ValueError as error:
+        raise ValueError(f'config.objective, {modality}: {error}') from error
+
+
+def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """The one check that has to know the devices."""
+    rows = int(np.prod([mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
+    micro = config['batch_size'] // config['optimizer']['accumulate_steps']
+    if micro % rows:
+        raise ValueError(
+            f'config.batch_size={config["batch_size"]} / optimizer.accumulate_steps='
+            f'{config["optimizer"]["accumulate_steps"]} must be a multiple of the {rows} devices that share the batch.'
+        )
+
+
+# -- All of it --
+
+
+class Parts(NamedTuple):
+    """What a config and its data amount to.
+
+    Attributes:
+      shapes: modality -> shape of one row as the model gets it.
+    """
+
+    model: MaskedAutoencoder
+    objective: objectives.Objective
+    view: views.View
+    preprocess: Preprocess
+    schedule: optimizer_lib.WarmupCosine
+    optimizer: optax.GradientTransformation
+    shapes: dict[Modality, tuple[int, ...]]
+    length: Length
+
+
+def build(config: Config, source: Mixture) -> Parts:
+    """Everything a training run is made of, but its data stream."""
+    info = source.sources[0].info
+    view, preprocess = build_view(config), build_preprocess(config, info)
+    length = training_length(config, len(source))
+    schedule = build_schedule(config, length.num_steps, length.steps_per_epoch)
+    return Parts(
+        model=build_model(config, info),
+        objective=build_objective(config),
+        view=view,
+        preprocess=preprocess,
+        schedule=schedule,
+        optimizer=build_optimizer(config, schedule),
+        shapes=input_shapes(view, preprocess, source),
+        length=length,
+    )
+
+
+def step_flops(config: Config, parts: Parts) -> float:
+    """What a step takes over all devices, by the mathematics and not by how it is computed."""
+    shapes = {modality: (1, *shape) for modality, shape in parts.shapes.items()}
+    per_clip = flops.training_flops(parts.model, shapes, parts.objective.mask_ratio, parts.objective.terms)
+    return float(config['batch_size'] * per_clip)
+
+
+def make_init(parts: Parts) -> Callable[[jax.Array], state_lib.TrainState]:
+    """key -> the state before the first step."""
+    init_params = make_init_params(parts.model, parts.objective, parts.shapes)
+    return state_lib.make_init(init_params, parts.objective.init, parts.optimizer)
+
+
+def abstract_batch(config: Config, view: views.View, source: Mixture, sharding: Any = None) -> Batch:
+    """Shapes and types of the global batch."""
+    sound = views.SoundFormat(source.sample_rate, source.spectrogram_shape)
+    rows = config['batch_size']
+
+    def array(*shape, dtype):
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    layout = view.layout(sound)
+    return Batch(
+        media={modality: array(*spec.shape, dtype=spec.dtype) for modality, spec in layout.items()},
+        present={modality: array(dtype=jnp.bool_) for modality in layout},
+        labels={head: array(len(labels.names), dtype=jnp.float32) for head, labels in source.labels.items()},
+        record=array(dtype=jnp.int32),
+        seed=array(2, dtype=jnp.uint32),
+        weight=array(dtype=jnp.float32),
+        damaged=array(dtype=jnp.int32),
+    )
+
+
+def make_init_params(
+    model: nn.Module, objective: objectives.Objective, shapes: Mapping[Modality, tuple[int, ...]]
+) -> Callable[[jax.Array], Any]:
+    """key -> fresh parameters, for inputs of these shapes (without the batch dimension)."""
+
+    def init_params(rng: jax.Array) -> Any:
+        inputs = {modality: jnp.zeros((1, *shape), jnp.float32) for modality, shape in shapes.items()}
+        drawn = objective.draw(jax.random.key(0), model.grids(inputs), 1)
+        return model.init(rng, inputs, drawn.masks, drawn.places or None)['params']
+
+    return init_params
+
+
+# -- A finished run --
+
+
+class RestoredModel(NamedTuple):
+    """Attributes: params: as saved, on this host's devices; info: the dataset it was trained on, without shards."""
+
+    config: dict[str, Any]
+    model: nn.Module
+    params: Any
+    info: DatasetInfo
+
+
+def restore_model(checkpoint: epath.PathLike) -> RestoredModel:
+    """The model of a checkpoint, in any process on any devices; reads neither the dataset nor the optimiser.
+
+    Args:
+      checkpoint: a workdir, its folder `checkpoints`, or the folder of one step in it.
+    """
+    folder, step = find_checkpoints(checkpoint)
+    checkpoints = Checkpoints(folder, read_only=True)
+    found = checkpoints.read_meta(step)
+    if found is None:
+        raise ValueError(f'{folder} holds no checkpoint that is whole.')
+    step, meta = found
+    config, info = meta['config'], DatasetInfo.from_json(json.dumps(meta['dataset']['info']))
+    model, objective = build_model(config, info), build_objective(config)
+    shapes = {modality: tuple(shape) for modality, shape in meta['input_shapes'].items()}
+    params = jax.eval_shape(make_init_params(model, objective, shapes), jax.random.key(0))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params)
+    restored = checkpoints.restore({'params': target}, step)
+    assert restored is not None  # With a step it raises instead.
+    checkpoints.close()
+    return RestoredModel(config=config, model=model, params=restored.items['params'], info=info)
+
+
+def find_checkpoints(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """(folder of checkpoints, step or None for the newest) of a workdir, its checkpoints, or one of them."""
+    folder = epath.Path(path)
+    if folder.name.isdigit() and folder.is_dir():
+        return folder.parent, int(folder.name)
+    if (folder / 'checkpoints').is_dir():
+        return folder / 'checkpoints', None
+    if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
+        return folder, None
+    raise ValueError(f'{path} is neither a workdir, nor its folder checkpoints, nor a checkpoint in it.')
+
+
+def make_meta(
+    config: Config, source: Mixture, shapes: Mapping[Modality, tuple[int, ...]], state: state_lib.TrainState
+) -> dict[str, Any]:
+    """What is saved beside the arrays of a state."""
+    info = dataclasses.replace(source.sources[0].info, splits={})
+    return {
+        **state_lib.to_meta(state),
+        'data_position': int(state.step),
+        'config': dict(config),
+        'dataset': {'digest': dataset_digest(source), 'info': json.loads(info.to_json())},
+        'input_shapes': {modality: list(shape) for modality, shape in shapes.items()},
+        'versions': {'jax': jax.__version__, 'numpy': np.__version__, 'optax': optax.__version__},
+    }

@@ -1,0 +1,217 @@
+"""The pre-norm transformer block and the stack of them, as a loop or scanned."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
+
+from avmae_jax.models.sizes import Size
+from avmae_jax.ops import attention
+from avmae_jax.ops.dense import dense, layer_norm
+from avmae_jax.structs import Array
+
+DENSE = 'dense'
+
+# What the backward pass finds stored of a block: everything; the results of the matrix products with weights; its
+# input alone.
+REMAT = {
+    'none': None,
+    'dots': jax.checkpoint_policies.save_only_these_names(DENSE),
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed, as opposed to what it computes.
+
+    Attributes:
+      dtype: 'bfloat16' or 'float32', of activations. Parameters, norms' statistics and logits are float32 always.
+      scan: the layers of a stack are one loop over stacked parameters: compiles in time independent of depth.
+      remat: key of REMAT; trades memory for computing a part of the forward pass twice.
+      attention: 'auto', 'xla' or 'cudnn'.
+    """
+
+    dtype: str = 'bfloat16'
+    scan: bool = True
+    remat: str = 'none'
+    attention: str = 'auto'
+
+    def __post_init__(self):
+        if self.dtype not in ('bfloat16', 'float32'):
+            raise ValueError(f"dtype must be 'bfloat16' or 'float32'; got {self.dtype!r}.")
+        if self.remat not in REMAT:
+            raise ValueError(f'remat must be one of {tuple(REMAT)}; got {self.remat!r}.')
+        if self.attention not in attention.IMPLEMENTATIONS:
+            raise ValueError(f'attention must be one of {attention.IMPLEMENTATIONS}; got {self.attention!r}.')
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with statistics in float32."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*rows d']) -> Float[Array, '*rows d']:
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x, scale, bias, self.dtype)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias. Fan-in and fan-out of the initialiser are those of the kernel as written here."""
+
+    features: int
+    dtype: str
+    kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
+    bias_init: Callable[..., Any] = nn.initializers.zeros
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*rows d']) -> Float[Array, '*rows e']:
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param('bias', self.bias_init, (self.features,)) if self.use_bias else None
+        # The name is how a rematerialisation policy finds what took a matrix product to compute.
+        return checkpoint_name(dense(x, kernel, bias, self.dtype), DENSE)
+
+
+def qkv_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Xavier-uniform for each of query, key and value by itself, although they share one kernel."""
+    limit = (6.0 / (shape[0] + shape[1] // 3)) ** 0.5
+    return jax.random.uniform(key, tuple(shape), dtype, -limit, limit)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    One kernel [d, 3 d] makes queries, keys and values; its columns are ordered (head, query | key | value, channel), so
+    that splitting them over devices splits the heads and keeps each whole.
+    """
+
+    num_heads: int
+    compute: Compute
+    segments: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
+        batch, tokens, width = x.shape
+        qkv = Dense(3 * width, self.compute.dtype, kernel_init=qkv_init, name='qkv')(x)
+        qkv = qkv.reshape(batch, tokens, self.num_heads, 3, width // self.num_heads)
+        parts = jax.lax.split(qkv, self.segments, axis=1)
+        outs = [attention.self_attention(part, self.compute.attention) for part in parts]
+        out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
+        return Dense(width, self.compute.dtype, name='out')(out.reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Two dense layers with a GELU (in its tanh form) between."""
+
+    mlp_width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
+        tiny = nn.initializers.normal(stddev=1e-6)
+        hidden = Dense(self.mlp_width, self.dtype, bias_init=tiny, name='up')(x)
+        return Dense(x.shape[-1], self.dtype, bias_init=tiny, name='down')(nn.gelu(hidden, approximate=True))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each on a normalised copy and added back.
+
+    Attributes:
+      segments: lengths of the parts of the sequence that look only at themselves; together the whole sequence.
+    """
+
+    size: Size
+    compute: Compute
+    segments: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b n d'], _: None = None) -> tuple[Float[Array, 'b n d'], None]:
+        dtype = self.compute.dtype
+        y = LayerNorm(dtype, name='attention_norm')(x)
+        x = x + Attention(self.size.num_heads, self.compute, self.segments, name='attention')(y)
+        y = LayerNorm(dtype, name='mlp_norm')(x)
+        x = x + Mlp(self.size.mlp_width, dtype, name='mlp')(y)
+        return x, None  # The shape of a scan's body: what is carried on, and nothing to collect.
+
+
+def block_class(compute: Compute) -> Any:
+    """Block, rematerialised as asked for."""
+    if compute.remat == 'none':
+        return Block
+    # Inside a scan the loop already keeps the compiler from merging the two forward passes.
+    return nn.remat(Block, policy=REMAT[compute.remat], prevent_cse=not compute.scan)
+
+
+@functools.cache
+def layer_function(size: Size, compute: Compute, segments: tuple[int, ...]) -> Callable[..., Any]:
+    """A block as one function of (params, x), so that it is traced and differentiated once and not layer by layer."""
+    block = block_class(compute)(size, compute, segments, parent=None)
+    return jax.jit(lambda params, x: block.apply({'params': params}, x, None)[0])
+
+
+class Stack(nn.Module):
+    """`size.num_layers` blocks and a final norm.
+
+    Attributes:
+      final_norm: whether the stack ends with a LayerNorm.
+    """
+
+    size: Size
+    compute: Compute
+    final_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b n d'], segments: tuple[int, ...] | None = None) -> Float[Array, 'b n d']:
+        """Runs the blocks over a sequence whose `segments` (default: one, the whole) do not see each other."""
+        compute = self.compute
+        x = x.astype(compute.dtype)
+        fields: dict[str, Any] = {'size': self.size, 'compute': compute, 'segments': segments or (x.shape[1],)}
+        names = [f'layer_{i}' for i in range(self.size.num_layers)]
+        if compute.scan:
+            scanned = nn.scan(
+                block_class(compute), variable_axes={'params': 0}, split_rngs={'params': True}, length=len(names)
+            )
+            x, _ = scanned(**fields, name='layers')(x, None)
+        elif self.is_initializing():
+            for name in names:
+                x, _ = Block(**fields, name=name)(x, None)
+        else:
+            layer, params = layer_function(**fields), self.variables['params']
+            for name in names:
+                x = layer(params[name], x)
+        return LayerNorm(compute.dtype, name='norm')(x) if self.final_norm else x
+
+
+def stack_layers(params: Any) -> Any:
+    """Parameters of a looped model (`layer_0`, `layer_1`, ...) in the layout of a scanned one (`layers`)."""
+    if not isinstance(params, dict):
+        return params
+    names = [f'layer_{i}' for i in range(len(params)) if f'layer_{i}' in params]
+    rest = {name: stack_layers(value) for name, value in params.items() if name not in names}
+    if not names:
+        return rest
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
+    return {**rest, 'layers': layers}
+
+
+def unstack_layers(params: Any) -> Any:
+    """Undoes `stack_layers`."""
+    if not isinstance(params, dict):
+        return params
+    rest = {name: unstack_layers(value) for name, value in params.items() if name != 'layers'}
+    if 'layers' not in params:
+        return rest
+    layers = params['layers']
+    depth = len(jax.tree.leaves(layers)[0])
+    return {**rest, **{f'layer_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(depth)}}

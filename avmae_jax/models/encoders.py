@@ -1,0 +1,101 @@
+"""The four answers to "when do the modalities meet?"
+
+Each takes and gives tokens by modality; any subset of the modalities may be given, and the others are then not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from avmae_jax.models.blocks import Compute, Stack
+from avmae_jax.models.sizes import Size
+from avmae_jax.structs import JOINT_ORDER, Array, Modality
+
+Tokens = dict[Modality, Float[Array, 'b _ d']]
+
+
+def join(tokens: Tokens) -> tuple[Float[Array, 'b n d'], tuple[int, ...]]:
+    """One sequence of all modalities, in JOINT_ORDER, and the lengths of its parts."""
+    parts = [tokens[m] for m in JOINT_ORDER if m in tokens]
+    return jnp.concatenate(parts, axis=1), tuple(part.shape[1] for part in parts)
+
+
+def split(sequence: Float[Array, 'b n d'], tokens: Tokens) -> Tokens:
+    """Undoes `join`; `tokens` is what was joined."""
+    parts, start = {}, 0
+    for modality in JOINT_ORDER:
+        if modality in tokens:
+            stop = start + tokens[modality].shape[1]
+            parts[modality] = sequence[:, start:stop]
+            start = stop
+    return parts
+
+
+class Encoder(nn.Module):
+    """What the encoders share: a size, a way of computing, and whether a stack ends with a norm."""
+
+    size: Size
+    compute: Compute = Compute()
+    final_norm: bool = True
+
+    @nn.nowrap
+    def stack(self, name: str, num_layers: int | None = None) -> Stack:
+        size = self.size if num_layers is None else dataclasses.replace(self.size, num_layers=num_layers)
+        return Stack(size, self.compute, self.final_norm, name=name)
+
+
+class SeparateEncoder(Encoder):
+    """A stack for each modality; they never meet."""
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Tokens:
+        return {m: self.stack(m)(x) for m, x in tokens.items()}
+
+
+class SharedEncoder(Encoder):
+    """One stack for all, applied to each modality by itself: they share weights and nothing else."""
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Tokens:
+        sequence, lengths = join(tokens)
+        return split(self.stack('shared')(sequence, segments=lengths), tokens)
+
+
+class EarlyEncoder(Encoder):
+    """One stack over the tokens of all modalities: they meet from the first layer on."""
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Tokens:
+        sequence, _ = join(tokens)
+        return split(self.stack('joint')(sequence), tokens)
+
+
+class MidEncoder(Encoder):
+    """A stack for each modality, each with its own norm, then joint layers.
+
+    Attributes:
+      fusion_layer: the first joint layer, counted from 0 as in MBT; layers 0 to fusion_layer - 1 are separate.
+    """
+
+    fusion_layer: int = dataclasses.field(kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.fusion_layer < self.size.num_layers:
+            raise ValueError(
+                f'fusion_layer must lie between 1 and num_layers - 1 = {self.size.num_layers - 1}; got '
+                f'{self.fusion_layer}. Use the encoder early or separate for the two ends.'
+            )
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Tokens:
+        tokens = {m: self.stack(m, self.fusion_layer)(x) for m, x in tokens.items()}
+        sequence, _ = join(tokens)
+        return split(self.stack('joint', self.size.num_layers - self.fusion_layer)(sequence), tokens)
+
+
+ENCODERS = {'separate': SeparateEncoder, 'shared': SharedEncoder, 'early': EarlyEncoder, 'mid': MidEncoder}

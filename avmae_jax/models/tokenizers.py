@@ -1,0 +1,152 @@
+"""From media to tokens with positions: tubelets of video, patches of a spectrogram, patches of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from avmae_jax.models.blocks import Dense
+from avmae_jax.ops import masking, patches, positions
+from avmae_jax.ops.dense import last_axis
+from avmae_jax.structs import Array
+
+
+class Positions(nn.Module):
+    """Where a token is, added to what it is.
+
+    Attributes:
+      kind: 'sincos_1d' (over the flattened sequence), 'sincos_2d', 'sincos_3d' (over the axes of the grid), 'learned'
+        (a table over the sequence), 'learned_space_time' (one table over places and one over moments, added).
+      grid: tokens along each axis.
+    """
+
+    kind: str
+    grid: tuple[int, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, 'n d']:
+        if self.kind in positions.TABLES:
+            if self.kind != 'sincos_1d' and self.kind != f'sincos_{len(self.grid)}d':
+                raise ValueError(
+                    f"positions={self.kind!r} do not fit a grid of {len(self.grid)} axes; try 'sincos_1d'."
+                )
+            return positions.TABLES[self.kind](self.grid, self.width)
+        init = nn.initializers.normal(stddev=0.02)
+        if self.kind == 'learned':
+            return self.param('table', init, (math.prod(self.grid), self.width))
+        if self.kind == 'learned_space_time':
+            time = self.param('time', init, (self.grid[0], self.width))
+            space = self.param('space', init, (math.prod(self.grid[1:]), self.width))
+            return (time[:, None] + space[None]).reshape(-1, self.width)
+        known = [*positions.TABLES, 'learned', 'learned_space_time']
+        raise ValueError(f'positions must be one of {known}; got {self.kind!r}.')
+
+
+class Tokenizer(nn.Module):
+    """Patches of one modality -> tokens.
+
+    Attributes:
+      patch: size of a patch along each axis of the grid. The one place where it is written.
+      positions: kind of positions, see `Positions`.
+      modality_token: adds a learned vector that says which modality a token is of.
+      class_token: puts a learned token without a position before the others.
+    """
+
+    patch: tuple[int, ...]
+    positions: str = 'sincos_1d'
+    modality_token: bool = False
+    class_token: bool = False
+
+    @nn.nowrap
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Tokens along each axis for an input of this shape (with its batch dimension)."""
+        return patches.patch_grid(self.axes_of(shape), self.patch)
+
+    @nn.nowrap
+    def axes_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The sizes of the axes that are cut, from the shape of an input."""
+        return tuple(shape[1:-1])
+
+    @nn.nowrap
+    def cut(self, x: Float[Array, 'b ...']) -> Float[Array, 'b n v']:
+        """The values of every patch, float32."""
+        return patches.patchify(jnp.asarray(x, jnp.float32), self.patch)
+
+    @nn.nowrap
+    def asked(self, cut: Float[Array, 'b n v']) -> Float[Array, 'b n w']:
+        """The part of each patch that is to be reconstructed: all of it."""
+        return cut
+
+    @nn.nowrap
+    def join(self, values: Float[Array, 'b n v'], grid: Sequence[int]) -> Float[Array, 'b ...']:
+        """Puts patches back in their places; undoes `cut`."""
+        return patches.unpatchify(values, grid, self.patch)
+
+    @nn.compact
+    def __call__(
+        self,
+        cut: Float[Array, 'b n v'],
+        grid: tuple[int, ...],
+        kept: Int[Array, 'b k'] | None,
+        width: int,
+        dtype: str,
+    ) -> Float[Array, 'b _ d']:
+        """Tokens of the kept patches (None: of all); those that were hidden are never embedded."""
+        table = jnp.asarray(Positions(self.positions, grid, width, name='positions')())
+        if kept is not None:
+            cut = masking.take_tokens(cut, kept)
+        table = table[None] if kept is None else masking.take_rows(table, kept)
+        # Scenic's stems are convolutions with flax's default initialiser.
+        embedding = Dense(width, dtype, kernel_init=nn.initializers.lecun_normal(), name='embedding')
+        tokens = embedding(cut) + table.astype(dtype)
+        if self.modality_token:
+            token = self.param('modality_token', nn.initializers.zeros, (width,)).astype(dtype)
+            tokens = tokens + last_axis(token, tokens)
+        if self.class_token:
+            token = self.param('class_token', nn.initializers.zeros, (width,)).astype(dtype)
+            tokens = jnp.concatenate(
+                [jnp.broadcast_to(last_axis(token, tokens), (len(tokens), 1, width)), tokens], axis=1
+            )
+        return tokens
+
+
+class VideoTokenizer(Tokenizer):
+    """Tubelets of a video [b t h w 3]; `patch` is (frames, height, width).
+
+    Attributes:
+      central_frame: only the middle frame of each tubelet is to be reconstructed.
+    """
+
+    central_frame: bool = False
+
+    @nn.nowrap
+    def asked(self, cut: Float[Array, 'b n v']) -> Float[Array, 'b n w']:
+        return patches.central_frame(cut, self.patch) if self.central_frame else cut
+
+
+class AudioTokenizer(Tokenizer):
+    """Patches of a spectrogram [b s f]; `patch` is (time bins, mel bins)."""
+
+    @nn.nowrap
+    def axes_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape[1:])
+
+    @nn.nowrap
+    def cut(self, x: Float[Array, 'b ...']) -> Float[Array, 'b n v']:
+        return patches.patchify(jnp.asarray(x, jnp.float32)[..., None], self.patch)
+
+    @nn.nowrap
+    def join(self, values: Float[Array, 'b n v'], grid: Sequence[int]) -> Float[Array, 'b ...']:
+        return patches.unpatchify(values, grid, self.patch)[..., 0]
+
+
+class ImageTokenizer(Tokenizer):
+    """Patches of an image [b h w 3]; `patch` is (height, width)."""
+
+
+TOKENIZERS = {'video': VideoTokenizer, 'audio': AudioTokenizer, 'image': ImageTokenizer}

@@ -1,0 +1,365 @@
+"""Trains what a config describes: config + workdir -> checkpoints, figures, pictures.
+
+    python -m avmae_jax.train --config=configs/tiny.py --config.data.path=DIR --workdir=RUN
+
+The same command goes on with a run that was interrupted, at the step it had saved, bit for bit as if nothing had
+happened. The workdir gets
+
+    config.json       the settings, every flag resolved       checkpoints/STEP   parameters, optimiser, position
+    metrics.jsonl     a line of figures every so many steps    events.*          the same for TensorBoard
+    parameters.txt    the table of parameters                 pictures/*.png    what the model sees, and makes of it
+    train.log         what was logged                         profile/          a trace, if one was asked for
+
+Exit codes: 0 done; 2 a setting is wrong; 65 the data cannot be read; 70 the loss was not finite (see
+nonfinite-STEP/ in the workdir); 74 no checkpoint could be written (disk full); 75 stopped by SIGTERM after saving:
+the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import itertools
+import logging as python_logging
+import os
+import pathlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, logging
+from absl import flags as absl_flags
+from etils import epath
+from ml_collections import config_flags
+
+from avmae_jax import experiment
+from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
+from avmae_jax.data.batches import TooManyDamagedError
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.workers import LoaderError
+from avmae_jax.evaluation import painting, pictures
+from avmae_jax.evaluation.reconstruction import draw_fixed
+from avmae_jax.parallel import hosts, rules
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.structs import Batch
+from avmae_jax.training import loop, nonfinite, report, writer
+from avmae_jax.training import state as state_lib
+from avmae_jax.training import step as step_lib
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Configs are read from the checkout that this package lies in, wherever the command is given.
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'File with get_config(), and its arguments after a colon.')
+_WORKDIR = absl_flags.DEFINE_string('workdir', None, 'Folder of the run; a run that lies there is gone on with.')
+_DISTRIBUTED = absl_flags.DEFINE_bool(
+    'distributed', True, 'Start jax.distributed. Without it, SIGTERM ends the process before it has saved.'
+)
+_COORDINATOR = absl_flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no cluster is recognised.')
+_NUM_PROCESSES = absl_flags.DEFINE_integer('num_processes', None, 'Of the job, with --coordinator.')
+_PROCESS_ID = absl_flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator.')
+
+
+class ExitCode(enum.IntEnum):
+    """What a scheduler needs to know; the numbers are those of sysexits.h."""
+
+    DONE = 0
+    SETTINGS = 2
+    DATA = 65
+    NONFINITE = 70
+    STORAGE = 74
+    PREEMPTED = 75
+
+
+def train(config: experiment.Config, workdir: epath.Path, source: Mixture) -> ExitCode:
+    """Trains, or goes on training, on the devices of this job; needs `experiment.check` to have passed."""
+    mesh = mesh_lib.make_mesh(**{axis: config['parallel'][axis] for axis in mesh_lib.AXES})
+    experiment.check_devices(config, mesh)
+    parts = experiment.build(config, source)
+    length = parts.length
+    logging.info(
+        '%d clips, %d steps of %d, %.1f epochs, on %d x %s.',
+        len(source), length.num_steps, config['batch_size'], length.num_steps / length.steps_per_epoch,
+        mesh.size, jax.devices()[0].device_kind,
+    )  # fmt: skip
+    init = experiment.make_init(parts)
+    shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, config['parallel']['rules'])
+    abstract = state_lib.abstract_state(init, shardings)
+    rows = rules.batch_sharding(mesh)
+    train_step = compile_step(config, parts, source, abstract=abstract, shardings=shardings, rows=rows)
+
+    checkpoints = Checkpoints(
+        workdir / 'checkpoints',
+        keep_last=config['checkpoint']['keep_last'],
+        keep_best=config['checkpoint']['keep_best'],
+    )
+    state = restore(checkpoints, abstract, shardings, dataset_digest=experiment.dataset_digest(source))
+    if state is None:
+        state = state_lib.init_sharded(init, jax.random.key(config['seed']), shardings)
+    start_step = int(state.step)
+    report.write_overview(state.params, workdir / 'parameters.txt')
+
+    def make_meta(state: state_lib.TrainState) -> dict[str, Any]:
+        return experiment.make_meta(config, source, parts.shapes, state)
+
+    def save(state: state_lib.TrainState, metric: float | None) -> None:
+        checkpoints.save(int(state.step), state_lib.to_items(state), make_meta(state), metric)
+
+    def stop_at_nonfinite(state: state_lib.TrainState, step: int, host_rows: Batch, batch: Batch) -> None:
+        folder = workdir / f'nonfinite-{step}'
+        diagnosis = nonfinite.diagnose(
+            model=parts.model, objective=parts.objective, preprocess=parts.preprocess, state=state, batch=batch
+        )
+        clip_ids = [source[int(record)].id for record in host_rows.record]
+        message = nonfinite.report_nonfinite(folder, step=step, diagnosis=diagnosis, rows=host_rows, clip_ids=clip_ids)
+        evidence = Checkpoints(folder / 'checkpoints', keep_best=0)
+        evidence.save(step, state_lib.to_items(state), make_meta(state))
+        evidence.close()
+        raise nonfinite.NonFiniteError(message)
+
+    try:
+        with contextlib.ExitStack() as stack:
+            is_first = jax.process_index() == 0
+            metric_writer = writer.MetricWriter(workdir, start_step) if is_first else writer.NullWriter()
+            stack.callback(metric_writer.close)
+            if start_step == 0:
+                metric_writer.write_hparams(experiment.flatten(config))
+            stream = stack.enter_context(experiment.build_train_stream(config, source, start_step, length.num_steps))
+            batches = hosts.Prefetch(stream, rows)
+            stack.callback(batches.close)
+            finished = loop.train(
+                state,
+                train_step,
+                batches,
+                num_steps=length.num_steps,
+                report=report.Report(
+                    metric_writer,
+                    log_every_steps=config['report']['log_every_steps'],
+                    clips_per_step=config['batch_size'],
+                    flops_per_step=experiment.step_flops(config, parts),
+                    wait_share_warning=config['report']['wait_share_warning'],
+                ),
+                profile=report.Profile(
+                    workdir / 'profile',
+                    first_step=config['report']['profile_first_step'],
+                    num_steps=config['report']['profile_num_steps'],
+                ),
+                watchdog=hosts.Watchdog(config['parallel']['watchdog_seconds']),
+                hooks=make_hooks(config, parts, rows=rows, metric_writer=metric_writer, folder=workdir / 'pictures'),
+                save=save,
+                save_every_steps=config['checkpoint']['every_steps'],
+                check_save=checkpoints.check,
+                preempted=hosts.preempted,
+                on_nonfinite=stop_at_nonfinite,
+            )
+            checkpoints.close()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        checkpoints.give_up(error)
+    if finished.preempted:
+        logging.warning('Stopped by SIGTERM; step %d is saved, and the same command goes on.', finished.state.step)
+        return ExitCode.PREEMPTED
+    logging.info('Done: %d steps. Scalars, pictures and checkpoints are in %s.', length.num_steps, workdir)
+    return ExitCode.DONE
+
+
+def compile_step(
+    config: experiment.Config, parts: experiment.Parts, source: Mixture, *, abstract: Any, shardings: Any, rows: Any
+) -> Any:
+    """The training step, compiled for this mesh."""
+    train_step = step_lib.make_train_step(
+        step_lib.make_loss(parts.model, parts.objective, parts.preprocess),
+        objective=parts.objective,
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
+        accumulate_steps=config['optimizer']['accumulate_steps'],
+    )
+    began = time.monotonic()
+    compiled = step_lib.jit_train_step(
+        train_step,
+        state=abstract,
+        shardings=shardings,
+        batch=experiment.abstract_batch(config, parts.view, source, rows),
+        batch_sharding=rows,
+    )
+    memory = compiled.memory_analysis()
+    logging.info(
+        'Compiled the step in %.1f s; it takes %.1f MB a device besides the state.',
+        time.monotonic() - began, memory.temp_size_in_bytes / 1e6,
+    )  # fmt: skip
+    return compiled
+
+
+def restore(
+    checkpoints: Checkpoints, abstract: state_lib.TrainState, shardings: state_lib.TrainState, *, dataset_digest: str
+) -> state_lib.TrainState | None:
+    """The state of the last good checkpoint, or None where there is none yet."""
+    began = time.monotonic()
+    restored = checkpoints.restore(state_lib.to_items(abstract))
+    if restored is None:
+        return None
+    if restored.meta['dataset']['digest'] != dataset_digest:
+        raise ValueError(
+            f'{checkpoints.directory} is a run on a dataset of other content than config.data.path: its digest was '
+            f'{restored.meta["dataset"]["digest"][:16]}... and is {dataset_digest[:16]}.... Give the old data, or '
+            'another --workdir to begin anew.'
+        )
+    logging.info('Going on from the checkpoint of step %d, read in %.1f s.', restored.step, time.monotonic() - began)
+    return state_lib.from_items(restored.items, restored.meta, shardings)
+
+
+# -- What is done now and then --
+
+
+def make_hooks(
+    config: experiment.Config, parts: experiment.Parts, *, rows: Any, metric_writer: Any, folder: epath.Path
+) -> dict[str, loop.Hook]:
+    """Evaluation on the other split, whose loss ranks checkpoints, and pictures of reconstructions."""
+    evaluation, num_pictures = config['evaluation'], config['report']['num_pictures']
+    split = evaluation['split'] if evaluation['every_steps'] else config['data']['split']
+    everywhere = jax.NamedSharding(rows.mesh, jax.P())
+    evaluate_batch = jax.jit(make_fixed_loss(parts), out_shardings=everywhere)
+    painter = painting.make_painter(parts.model, parts.objective, parts.preprocess, num_pictures)
+    paint_batch = jax.jit(painter, out_shardings=everywhere)
+
+    def evaluate(state: state_lib.TrainState) -> dict[str, float]:
+        weights, table = [], []
+        with experiment.build_eval_stream(config, split) as stream:
+            for batch in itertools.islice(stream, evaluation['max_batches']):
+                losses = evaluate_batch(state.params, hosts.global_batch(batch, rows))
+                table.append({name: float(value) for name, value in losses.items()})
+                weights.append(table[-1].pop('weight'))
+        means = {name: float(np.average([row[name] for row in table], weights=weights)) for name in table[0]}
+        metric_writer.write_scalars(int(state.step), {f'{split}/{name}': value for name, value in means.items()})
+        logging.info('Step %d, split %s: loss %.5g.', int(state.step), split, means['loss'])
+        return {'metric': means['loss']}
+
+    def paint(state: state_lib.TrainState) -> None:
+        num_rows = rows.num_devices * -(-num_pictures // rows.num_devices)
+        with experiment.build_eval_stream(config, split, batch_size=num_rows) as stream:
+            painted = paint_batch(state.params, hosts.global_batch(next(stream), rows))
+            media, records = painting.patched(painted, parts.model, parts.objective)
+            ids = [stream.batches.source[int(record)].id for record in records]
+        sheet = pictures.reconstruction_sheet(media, ids, num_clips=num_pictures, note=f'Step {int(state.step)}.')
+        if jax.process_index() == 0:
+            pictures.write_png(folder / f'step-{int(state.step):07d}.png', sheet)
+            metric_writer.write_images(int(state.step), {f'{split}/reconstructions': sheet})
+
+    return {
+        'evaluate': loop.Hook(evaluation['every_steps'], evaluate),
+        'paint': loop.Hook(config['report']['pictures_every_steps'], paint),
+    }
+
+
+def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+    """(params, batch) -> losses without augmentation, each record under the same mask every time; and the weight."""
+
+    def losses(params, batch):
+        inputs = parts.preprocess(batch, train=False)
+        masks, places = draw_fixed(parts.objective, parts.model.grids(inputs), batch.record)
+        loss, scored = parts.objective(
+            parts.model,
+            params,
+            parts.objective.init(params),
+            inputs,
+            batch,
+            jax.random.key(0),  # Everything that chance decides is given.
+            masks=masks,
+            places=places or None,
+        )
+        return {'loss': loss, **scored.losses, 'weight': jnp.sum(batch.weight)}
+
+    return losses
+
+
+# -- The command --
+
+
+def run(config: experiment.Config, workdir: epath.Path) -> ExitCode:
+    """Checks settings and data, starts the job, trains."""
+    source = experiment.open_sources(config)
+    experiment.check(config, source)
+    if (workdir / experiment.CONFIG_FILE).exists():
+        experiment.check_resumable(experiment.load_config(workdir), config, workdir)
+    if _DISTRIBUTED.value:
+        hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if jax.process_index() == 0:
+        experiment.save_config(config, workdir)
+    log_to_file(workdir / 'train.log')
+    return train(config, workdir, source)
+
+
+def log_to_file(path: epath.Path) -> None:
+    """Also into a file, on local disks; and of orbax, which tells its every move, errors alone."""
+    logging.get_absl_handler().addFilter(_not_chatty)
+    if '://' not in str(path) and jax.process_index() == 0:
+        handler = python_logging.FileHandler(path)
+        handler.setFormatter(logging.PythonFormatter())
+        handler.addFilter(_not_chatty)
+        handler.handleError = lambda record: None  # type: ignore[method-assign]  # On a full disk the message itself still goes to the terminal.
+        logging.get_absl_logger().addHandler(handler)
+
+
+def _not_chatty(record: python_logging.LogRecord) -> bool:
+    return record.levelno >= python_logging.ERROR or '/orbax/' not in record.pathname
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The command line; a setting that does not exist, or of a wrong type, ends here in one line."""
+    try:
+        rest = absl_flags.FLAGS(argv)
+        _CONFIG.value.to_dict()  # A file that is not there is told when it is first looked at.
+        return rest
+    except (absl_flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, AttributeError | KeyError):  # Of ml_collections: a quoted text in a quoted text.
+            text = 'the config has no ' + re.sub(r'\\[n\']+\\n', '. ', text).replace('\\', '').strip('"\'')
+        print(f'train: {text}\nSettings are given as --config.name=value; --help lists the flags.', file=sys.stderr)
+        sys.exit(ExitCode.SETTINGS)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; every failure that can be foreseen has an exit code of its own."""
+    if len(argv) > 1:
+        raise app.UsageError(f'What is {" ".join(argv[1:])}? Settings are given as --config.name=value.')
+    workdir = epath.Path(_WORKDIR.value)
+    try:
+        return run(experiment.to_plain(_CONFIG.value), workdir)
+    except (TooManyDamagedError, LoaderError) as error:
+        return fail(ExitCode.DATA, error)
+    except nonfinite.NonFiniteError as error:
+        return fail(ExitCode.NONFINITE, error)
+    except CheckpointError as error:
+        return fail(ExitCode.STORAGE, error)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        free = shutil.disk_usage(workdir).free if '://' not in str(workdir) else 0
+        return fail(ExitCode.STORAGE, f'{error}. {free / 1e6:,.1f} MB are free in {workdir}: make room and run again.')
+    except ValueError as error:
+        logging.debug('The setting was found wrong here:', exc_info=True)
+        return fail(ExitCode.SETTINGS, error)
+
+
+def fail(code: ExitCode, error: object) -> ExitCode:
+    logging.error('%s', error)
+    print(f'train: {error}', file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        # An orderly end waits for the other processes, and these wait for this one in the middle of a step.
+        python_logging.shutdown()
+        os._exit(code)
+    return code
+
+
+if __name__ == '__main__':
+    absl_flags.mark_flags_as_required(['config', 'workdir'])
+    app.run(main, flags_parser=parse_flags)

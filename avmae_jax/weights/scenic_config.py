@@ -1,0 +1,155 @@
+"""From a config of Scenic's `av_mae` to a model and an objective of ours, as plain dicts in and objects out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from avmae_jax.models.autoencoder import MaskedAutoencoder
+from avmae_jax.models.blocks import Compute
+from avmae_jax.models.classifier import Classifier
+from avmae_jax.models.decoders import DECODERS
+from avmae_jax.models.encoders import ENCODERS, Encoder
+from avmae_jax.models.sizes import Size
+from avmae_jax.models.tokenizers import TOKENIZERS, Tokenizer
+from avmae_jax.objectives import Inpainting, Objective, Reconstruction, Target
+from avmae_jax.structs import Modality
+from avmae_jax.weights.scenic_avmae import SCENIC_NAMES
+
+Config = Mapping[str, Any]
+
+ENCODER_NAMES = {
+    'separate_encoders': 'separate',
+    'same_encoder': 'shared',
+    'concat_and_encode': 'early',
+    'separate_encoders_and_concat': 'mid',
+}
+DECODER_NAMES = {'same_decoder': 'shared', 'separate_decoders': 'separate', 'concat_and_decode': 'joint'}
+POSITION_NAMES = {
+    'sinusoidal_1d': 'sincos_1d',
+    'sinusoidal_2d': 'sincos_2d',
+    'sinusoidal_3d': 'sincos_3d',
+    'learned_1d': 'learned',
+    'learned_space_time': 'learned_space_time',
+}
+
+
+def pick(table: Mapping[str, str], setting: str, name: str) -> str:
+    if name not in table:
+        raise ValueError(f'{setting}={name!r} is not known here; it may be one of {sorted(table)}.')
+    return table[name]
+
+
+def modalities_of(config: Config) -> list[Modality]:
+    """Ours for their `masked_feature_loss.target`; with patches of two axes rgb are images."""
+    target = config['masked_feature_loss']['target']
+    rgb = 'video' if len(config['model']['patches']['size']) == 3 else 'image'
+    ours = {'rgb': rgb, 'spectrogram': 'audio'}
+    return [ours[name] for name in ([target] if isinstance(target, str) else target)]
+
+
+def build_size(section: Config) -> Size:
+    return Size(
+        width=section['hidden_size'],
+        num_heads=section['num_heads'],
+        mlp_width=section['mlp_dim'],
+        num_layers=section['num_layers'],
+    )
+
+
+def build_tokenizers(config: Config, modalities: Sequence[Modality]) -> dict[Modality, Tokenizer]:
+    """Their patch is (height, width, frames) for all modalities, of which sound uses the first two."""
+    model = config['model']
+    height, width, *frames = model['patches']['size']
+    tokenizers = {}
+    for m in modalities:
+        fields = {
+            'patch': (*frames, height, width) if m == 'video' else (height, width),
+            'positions': pick(POSITION_NAMES, 'positional_embedding', model['positional_embedding']),
+            'modality_token': model.get('use_modality_tokens', False),
+            'class_token': model['classifier'] == 'token',
+        }
+        if m == 'video':
+            fields['central_frame'] = config['masked_feature_loss'].get('select_central_frame') or False
+        tokenizers[m] = TOKENIZERS[m](**fields)
+    return tokenizers
+
+
+def build_encoder(config: Config, compute: Compute, final_norm: bool) -> Encoder:
+    model = config['model']
+    name = pick(ENCODER_NAMES, 'encoder_strategy', model.get('encoder_strategy', 'separate_encoders'))
+    # Theirs counts joint layers from the end, ours names the first one.
+    extra = {'fusion_layer': model['num_layers'] - model['fusion_layers']} if name == 'mid' else {}
+    return ENCODERS[name](build_size(model), compute, final_norm, **extra)
+
+
+def build_autoencoder(config: Config, compute: Compute) -> MaskedAutoencoder:
+    """The model of a pretraining config."""
+    model = config['model']
+    decoder = model['decoder_config']
+    final_norm = model.get('normalise_encoder_output', True)
+    name = pick(DECODER_NAMES, 'decoder_strategy', model.get('decoder_strategy', 'same_decoder'))
+    return MaskedAutoencoder(
+        tokenizers=build_tokenizers(config, modalities_of(config)),
+        encoder=build_encoder(config, compute, final_norm),
+        decoder=DECODERS[name](
+            build_size(decoder),
+            compute,
+            final_norm,
+            positions=pick(POSITION_NAMES, 'positional_embedding_decoder', model['positional_embedding_decoder']),
+            projection_bias=decoder.get('use_projection_bias', True),
+            modality_token=model.get('use_modality_tokens', False),
+            inpainting_positions='before_shuffle',
+        ),
+    )
+
+
+def build_objective(config: Config) -> Objective:
+    """The objective of a pretraining config."""
+    loss, model = config['masked_feature_loss'], config['model']
+    modalities = modalities_of(config)
+    by_modality = {m: SCENIC_NAMES[m] for m in modalities}
+    ratios = loss.get('token_mask_probability_dict') or dict.fromkeys(
+        by_modality.values(), loss.get('token_mask_probability')
+    )
+    weights = loss.get('modality_weight') or dict.fromkeys(by_modality.values(), 1.0)
+    fields = {
+        'weight': {m: weights[name] for m, name in by_modality.items()},
+        'target': {m: build_target(loss, m) for m in modalities},
+        'on_all_tokens': loss.get('loss_unmasked_tokens', False),
+        'per_value': loss.get('normalise_by_output_dimension', False),
+    }
+    if model.get('use_inpainting', False):
+        term: dict[str, Any] = {
+            'inpainting': Inpainting(**fields, shuffle=model.get('shuffle_inpainted_tokens', False))
+        }
+    else:
+        term = {'reconstruction': Reconstruction(**fields)}
+    strategy = loss.get('masking_strategy', 'random')
+    return Objective(
+        mask_ratio={m: ratios[name] for m, name in by_modality.items()},
+        masking=dict.fromkeys(modalities, strategy),
+        terms=term,
+    )
+
+
+def build_target(loss: Config, modality: Modality) -> Target:
+    """Their options for colours leave spectrograms raw."""
+    colours = modality != 'audio'
+    standardise = 'patch' if loss.get('standardise_per_patch', False) else 'none'
+    if standardise == 'none' and colours and loss.get('standardise_per_patch_channels', False):
+        standardise = 'channel'
+    return Target(standardise, grayscale=colours and loss.get('reconstruct_grayscale', False))
+
+
+def build_classifier(
+    config: Config, num_classes: int, compute: Compute, final_norm: bool, pooled_norm: bool
+) -> Classifier:
+    """The model of a finetuning config for one modality, with the norms where that model has them."""
+    return Classifier(
+        tokenizers=build_tokenizers(config, modalities_of(config)),
+        encoder=build_encoder(config, compute, final_norm),
+        num_classes=num_classes,
+        pooling={'token': 'token', 'gap': 'mean'}[config['model']['classifier']],
+        pooled_norm=pooled_norm,
+    )

@@ -1,0 +1,206 @@
+"""The sections that most configs share. Numbers and words only: configs import nothing of the package.
+
+A section is the arguments of a constructor, named beside it; what a section leaves out is the constructor's default
+and cannot be set by a flag, so everything anybody may want to set is written here.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import ml_collections
+from ml_collections import config_dict
+
+LAYERS = {'Ti': 12, 'S': 12, 'B': 12, 'L': 24, 'H': 32}  # Of models/sizes.py; configs count fusion layers in them.
+ENCODERS = ('early', 'separate', 'shared', 'mid')
+DECODERS = ('shared', 'separate', 'joint')
+RECORDS = ('prepared', 'legacy')
+OBJECTIVES = ('reconstruction', 'inpainting', 'both')
+
+
+def parse_arguments(text: str | None, **defaults: str) -> ml_collections.ConfigDict:
+    """'size=B,encoder=mid' over the defaults: the choices that change which keys a config has."""
+    found = dict(defaults)
+    for part in filter(None, (text or '').split(',')):
+        name, equals, value = part.partition('=')
+        if not equals or name not in defaults:
+            close = difflib.get_close_matches(name, defaults, n=1)
+            raise ValueError(
+                f'Config argument {part!r}: the arguments are {", ".join(f"{k}={v}" for k, v in defaults.items())}, '
+                'separated by commas' + (f'; did you mean {close[0]}=...?' if close else '.')
+            )
+        found[name] = value
+    return ml_collections.ConfigDict(found)
+
+
+def one_of(name: str, value: str, choices) -> str:
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        raise ValueError(
+            f'Config argument {name}={value}: it is one of {", ".join(choices)}'
+            + (f'; did you mean {close[0]}?' if close else '.')
+        )
+    return value
+
+
+def parse_modalities(value: str, choices=('video', 'audio')) -> tuple[str, ...]:
+    """'audio' or 'video+audio'."""
+    return tuple(one_of('modalities', name, choices) for name in value.split('+'))
+
+
+def data(split: str = 'train', records: str = 'prepared') -> dict:
+    """Where clips come from and how they are read: data/sources.py, data/mixing.py, data/batches.py.
+
+    Args:
+      records: 'prepared' shards, or 'legacy': the SequenceExamples of the public reference, with stored log-mels.
+    """
+    one_of('records', records, RECORDS)
+    section = dict(
+        path='',  # A folder that `prepare` wrote, or several with commas between; see data/sources.py for more.
+        data_dir=config_dict.placeholder(str),  # Of tensorflow_datasets, for a path 'tfds:NAME'.
+        split=split,
+        weights=(),  # How often each of several folders is drawn from; () is by number of clips.
+        verify=config_dict.placeholder(str),  # 'size', 'framing' or 'full'.
+        views_per_clip=1,
+        share_window=True,
+        num_workers=config_dict.placeholder(int),  # None: by the cores of this machine.
+        num_threads=2,
+        max_damaged_ratio=0.01,
+        stall_seconds=300.0,
+    )
+    if records == 'legacy':
+        section['legacy'] = dict(spectrogram_shape=(100, 128), fps=25.0, num_classes=config_dict.placeholder(int))
+    return section
+
+
+def video(num_frames: int = 16, short_side: int = 256, crop_size: int = 224, frame_seconds: float = 0.16) -> dict:
+    """data/views.py: VideoView. The recipe's stride of 4 at 25 frames a second is 0.16 s."""
+    return dict(
+        num_frames=num_frames,
+        frame_seconds=frame_seconds,
+        short_side=short_side,
+        crop_size=crop_size,
+        crop='random',
+        eval_crop='central',
+    )
+
+
+def audio(seconds: float) -> dict:
+    """data/views.py: AudioView."""
+    return dict(seconds=seconds)
+
+
+def preprocess(seconds: float | None = None, flip: bool = True, records: str = 'prepared') -> dict:
+    """ops/preprocess.py: Preprocess. Without a mean and deviation those of the dataset are taken.
+
+    Args:
+      seconds: of sound; None for none.
+    """
+    section: dict = dict(flip=flip)
+    if seconds is not None:
+        section |= dict(
+            convention='avmae',
+            num_mel_bins=128,
+            num_spec_frames=round(100 * seconds),
+            audio_mean=config_dict.placeholder(float),
+            audio_std=config_dict.placeholder(float),
+        )
+        if records == 'legacy':  # Log-mels as they come: the reference's pretraining does not normalise them either.
+            section |= dict(convention='stored', audio_mean=0.0, audio_std=1.0)
+    return section
+
+
+def model(
+    size: str | dict,
+    *,
+    modalities: tuple[str, ...],
+    encoder: str,
+    decoder: str,
+    fusion_layers: int = 2,
+    decoder_size: str | dict | None = None,
+) -> dict:
+    """models/: tokenizers, an encoder, a decoder, and how they are computed.
+
+    Args:
+      size, decoder_size: a name of models/sizes.py, or the numbers.
+      fusion_layers: how many of the last layers are joint in the encoder `mid`.
+    """
+    if isinstance(size, str):
+        one_of('size', size, LAYERS)
+    one_of('encoder', encoder, ENCODERS)
+    one_of('decoder', decoder, DECODERS)
+    patch = {'video': (2, 16, 16), 'audio': (16, 16), 'image': (16, 16)}
+    section = dict(
+        tokenizers={
+            modality: dict(patch=patch[modality], positions='sincos_1d', modality_token=False, class_token=False)
+            for modality in modalities
+        },
+        encoder=dict(name=encoder, size=size),
+        decoder=dict(name=decoder, size=decoder_size or size, positions='sincos_1d', modality_token=False),
+        compute=dict(dtype='bfloat16', scan=True, remat='none', attention='auto'),
+    )
+    if encoder == 'mid':
+        num_layers = LAYERS[size] if isinstance(size, str) else size['num_layers']
+        section['encoder']['fusion_layer'] = num_layers - fusion_layers
+    return section
+
+
+def objective(kind: str, *, mask_ratio: dict, standardise: str = 'none') -> dict:
+    """objectives/: what is hidden and what is asked."""
+    one_of('objective', kind, OBJECTIVES)
+    term = dict(
+        weight={modality: 1 / len(mask_ratio) for modality in mask_ratio},
+        target={modality: dict(standardise=standardise) for modality in mask_ratio},
+        on_all_tokens=False,
+    )
+    terms = {}
+    if kind in ('reconstruction', 'both'):
+        terms['reconstruction'] = dict(term)
+    if kind in ('inpainting', 'both'):
+        if len(mask_ratio) != 2:
+            raise ValueError(f'Config argument objective={kind}: inpainting needs two modalities.')
+        terms['inpainting'] = dict(term, shuffle=False)
+    return dict(mask_ratio=dict(mask_ratio), masking=dict.fromkeys(mask_ratio, 'random'), terms=terms)
+
+
+def adam(base_learning_rate: float, **warmup: float) -> dict:
+    """training/optimizer.py. The rate is for a batch of 256; `warmup` is warmup_epochs=... or warmup_steps=..."""
+    return dict(
+        name='adam',
+        base_learning_rate=base_learning_rate,
+        **warmup,
+        end_ratio=0.0,
+        beta1=0.9,
+        beta2=0.95,
+        epsilon=1e-8,
+        weight_decay=0.05,
+        clip_norm=config_dict.placeholder(float),
+        accumulate_steps=1,
+    )
+
+
+def parallel(rules: str = 'replicated') -> dict:
+    """parallel/: the mesh, one of rules.RULES, and the watchdog over a process that is stuck (0: none)."""
+    return dict(rules=rules, replica=1, data=-1, model=1, watchdog_seconds=1800.0)
+
+
+def checkpoint(every_steps: int, keep_last: int = 2, keep_best: int = 1) -> dict:
+    """checkpoints/manager.py."""
+    return dict(every_steps=every_steps, keep_last=keep_last, keep_best=keep_best)
+
+
+def report(log_every_steps: int = 50, pictures_every_steps: int = 5000) -> dict:
+    """training/report.py, and how often reconstructions are painted (0: never)."""
+    return dict(
+        log_every_steps=log_every_steps,
+        pictures_every_steps=pictures_every_steps,
+        num_pictures=4,
+        wait_share_warning=0.05,
+        profile_first_step=config_dict.placeholder(int),
+        profile_num_steps=5,
+    )
+
+
+def evaluation(every_steps: int, split: str = 'test', max_batches: int = 20) -> dict:
+    """The loss on another split while training, with the same masks every time; it ranks checkpoints. 0: never."""
+    return dict(every_steps=every_steps, split=split, max_batches=max_batches)

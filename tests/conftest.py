@@ -1,0 +1,175 @@
+"""Eight CPU devices for every test, and silent broadcasting over missing dimensions as an error."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from absl import flags
+
+# Tests compile much and compute little. Processes that tests start inherit this.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY))  # `configs` are not installed; they are read from the checkout.
+
+
+def _let_flags_of_verbs_share_names() -> None:
+    """Each verb is a process of its own; only tests import several into one, where absl refuses equal names."""
+    define = flags.FlagValues.__setitem__
+
+    def define_again(self, name, flag):
+        flag.allow_override = True
+        define(self, name, flag)
+
+    flags.FlagValues.__setitem__ = define_again
+
+
+_let_flags_of_verbs_share_names()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--update-golden', action='store_true', help='Write the parameter tables in tests/golden instead of comparing.'
+    )
+
+
+@pytest.fixture(scope='session')
+def repository() -> pathlib.Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope='session')
+def reference() -> pathlib.Path:
+    """The folder with numbers of the public reference models."""
+    folder = pathlib.Path(os.environ.get('AVMAE_REFERENCE', REPOSITORY.parent / 'shared' / 'reference'))
+    if not folder.is_dir():
+        pytest.skip(f'{folder} is not there; set AVMAE_REFERENCE to the folder with the reference numbers.')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_clips(tmp_path_factory) -> pathlib.Path:
+    """clips.csv of 12 made-up mp4 clips of 2 s, 64 px: 9 classes, 9 clips to train on and 3 to test."""
+    from avmae_jax.data.generate import write_clips
+
+    table = write_clips(tmp_path_factory.mktemp('clips'), 12, seed=7, size=64, fps=12.5, num_processes=0)
+    rows = list(csv.DictReader(table.open()))
+    with table.open('w', newline='') as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, 'split': 'train' if i < 9 else 'test'} for i, row in enumerate(rows))
+    return table
+
+
+@pytest.fixture(scope='session')
+def tiny_dataset(tiny_clips, tmp_path_factory) -> pathlib.Path:
+    """The same as a prepared dataset of two shards a split. Do not change it: copy it first."""
+    folder = tmp_path_factory.mktemp('prepared') / 'tiny'
+    command = ['-m', 'avmae_jax.prepare', f'--input={tiny_clips}', f'--output={folder}', '--num_shards=2']
+    subprocess.run(
+        [sys.executable, *command, '--num_workers=1', '--short_side=64'], check=True, timeout=120, cwd=REPOSITORY
+    )
+    return folder
+
+
+# configs/tiny.py made small enough to compile in seconds; values as flags and in Python alike.
+SMALLEST = {
+    'batch_size': 8,
+    'num_steps': 300,
+    'video.num_frames': 2,
+    'video.short_side': 32,
+    'video.crop_size': 32,
+    'audio.seconds': 0.32,
+    'preprocess.num_spec_frames': 32,
+    'preprocess.num_mel_bins': 32,
+    'model.encoder.size.width': 16,
+    'model.encoder.size.num_heads': 2,
+    'model.encoder.size.mlp_width': 32,
+    'model.encoder.size.num_layers': 2,
+    'model.encoder.fusion_layer': 1,
+    'model.decoder.size.width': 16,
+    'model.decoder.size.num_layers': 1,
+    'model.decoder.size.mlp_width': 32,
+    'objective.mask_ratio.video': 0.5,
+    'objective.mask_ratio.audio': 0.5,
+    'optimizer.warmup_steps': 4.0,
+    'checkpoint.every_steps': 25,
+    'report.pictures_every_steps': 0,
+    'evaluation.every_steps': 0,
+    'data.num_workers': 0,
+}
+
+
+@pytest.fixture(scope='session')
+def smallest() -> dict[str, object]:
+    """Settings that turn configs/tiny.py into the smallest thing that trains."""
+    return dict(SMALLEST)
+
+
+@pytest.fixture(scope='session')
+def small_config(tiny_dataset):
+    """(argument of the config, **changes) -> the smallest config as plain dicts, on `tiny_dataset`."""
+
+    def make(arguments: str | None = None, **changes: object) -> dict:
+        from avmae_jax import experiment
+        from configs import tiny
+
+        config = tiny.get_config(arguments)
+        there = experiment.flatten(config.to_dict())
+        for name, value in {**SMALLEST, 'data.path': str(tiny_dataset), **changes}.items():
+            if name in there:  # Not so: sections of a modality that is left out, the fusion layer of most encoders.
+                config.update_from_flattened_dict({name: value})
+        return experiment.to_plain(config)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def compilation_cache(tmp_path_factory) -> str:
+    """A folder that processes started by tests share their compiled programs through."""
+    return str(tmp_path_factory.mktemp('compiled'))
+
+
+@pytest.fixture
+def start_training(repository, tiny_dataset, smallest, compilation_cache):
+    """Starts `python -m avmae_jax.train` on the smallest config; what still runs at the end of the test is killed."""
+    started = []
+
+    def start(workdir: pathlib.Path, *arguments: str, **more) -> subprocess.Popen:
+        values = {'data.path': tiny_dataset, **smallest}
+        del values['model.encoder.fusion_layer']
+        # The encoder with the fewest stacks, as it compiles fastest.
+        config = 'configs/tiny.py:encoder=early'
+        command = [sys.executable, '-m', 'avmae_jax.train', f'--config={config}', f'--workdir={workdir}']
+        command += [f'--config.{name}={value}' for name, value in values.items()] + list(arguments)
+        environment = {
+            **os.environ,
+            'JAX_PLATFORMS': 'cpu',
+            'JAX_COMPILATION_CACHE_DIR': compilation_cache,
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=repository,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **more,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from avmae_jax.parallel import hosts, mesh, rules
+
+
+def test_one_size_of_the_mesh_may_be_left_open():
+    assert dict(mesh.make_mesh().shape) == {'replica': 1, 'data': 8, 'model': 1}
+    assert dict(mesh.make_mesh(replica=2, data=-1).shape) == {'replica': 2, 'data': 4, 'model': 1}
+    for sizes in (dict(replica=3), dict(replica=-1, data=-1), dict(data=4), dict(data=0)):
+        with pytest.raises(ValueError, match='parallel.'):
+            mesh.make_mesh(**sizes)
+
+
+def test_fsdp_splits_the_widest_dimension_that_divides_and_keeps_small_parameters_whole():
+    grid = mesh.make_mesh()
+    fsdp = rules.RULES['fsdp']
+    assert rules.partition_spec('encoder/mlp/up/kernel', (64, 512), fsdp, grid) == P(None, 'data')
+    assert rules.partition_spec('encoder/mlp/up/kernel', (64, 511), fsdp, grid, min_elements=1) == P('data')
+    assert rules.partition_spec('encoder/mlp/up/kernel', (63, 511), fsdp, grid, min_elements=1) == P()
+    assert rules.partition_spec('encoder/mlp/up/bias', (512,), fsdp, grid) == P()
+    # A scanned stack has its layers in front; they are never split.
+    assert rules.partition_spec('encoder/mlp/up/kernel', (24, 64, 512), fsdp, grid) == P(None, None, 'data')
+
+
+def test_replicated_splits_nothing():
+    grid = mesh.make_mesh()
+    assert rules.partition_spec('encoder/mlp/up/kernel', (64, 4096), rules.RULES['replicated'], grid) == P()
+    with pytest.raises(ValueError, match='fsdp'):
+        rules.state_shardings({}, grid, 'fdsp')
+
+
+def test_moments_lie_where_their_parameters_lie():
+    state = {
+        'params': {'mlp': {'up': {'kernel': jnp.zeros((64, 512))}}},
+        'opt_state': ({'mu': {'mlp': {'up': {'kernel': jnp.zeros((64, 512))}}}, 'count': jnp.zeros([])},),
+    }
+    shardings = rules.state_shardings(state, mesh.make_mesh(), 'fsdp')
+    kernel = shardings['params']['mlp']['up']['kernel']
+    assert kernel.spec == P(None, 'data')
+    assert shardings['opt_state'][0]['mu']['mlp']['up']['kernel'] == kernel
+    assert shardings['opt_state'][0]['count'].spec == P()
+
+
+def _rows(count):
+    for i in range(count):
+        yield {'x': np.full((8, 2), i, np.float32)}
+
+
+def test_prefetch_gives_every_batch_once_and_in_order():
+    batches = hosts.Prefetch(_rows(5), rules.batch_sharding(mesh.make_mesh()))
+    seen = list(batches)
+    batches.close()
+    assert [int(rows['x'][0, 0]) for rows, _ in seen] == list(range(5))
+    for rows, batch in seen:
+        np.testing.assert_array_equal(batch['x'], rows['x'])
+        assert batch['x'].addressable_shards[0].data.shape == (1, 2)
+
+
+def test_what_stops_the_stream_is_raised_where_the_batch_was_wanted():
+    def broken():
+        yield from _rows(1)
+        raise ValueError('too many damaged records')
+
+    batches = hosts.Prefetch(broken(), rules.batch_sharding(mesh.make_mesh()))
+    next(batches)
+    with pytest.raises(ValueError, match='damaged'):
+        next(batches)
+    batches.close()
+
+
+def test_waiting_counts_only_while_the_device_has_nothing_to_do():
+    import time
+
+    def slow():
+        for rows in _rows(4):
+            time.sleep(0.1)
+            yield rows
+
+    def waited(busy):
+        batches = hosts.Prefetch(slow(), rules.batch_sharding(mesh.make_mesh()))
+        batches.busy_while(lambda: busy)
+        list(batches)
+        batches.close()
+        return batches.wait_seconds
+
+    assert waited(busy=True) == 0
+    assert waited(busy=False) > 0.2
+
+
+def test_a_prefetch_that_is_closed_early_does_not_hang():
+    batches = hosts.Prefetch(_rows(1000), rules.batch_sharding(mesh.make_mesh()))
+    next(batches)
+    batches.close()
+    assert not batches._thread.is_alive()
+    assert jax.process_count() == 1

@@ -1,0 +1,266 @@
+"""Every config builds, holds the recipe's numbers, and makes the parameters of its golden table."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import pytest
+
+from avmae_jax import experiment, train
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.schema import DatasetInfo, MediaSettings
+from avmae_jax.models import sizes
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
+from avmae_jax.training import state as state_lib
+from configs import sections, tiny
+from configs.pretrain import audioset, imagenet, vggsound
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+CONFIGS = {'tiny': tiny, 'audioset': audioset, 'vggsound': vggsound, 'imagenet': imagenet}
+# Clips in the training split as the papers count them.
+NUM_CLIPS = {'tiny': 360, 'audioset': 1_857_210, 'vggsound': 172_427, 'imagenet': 1_281_167}
+
+
+class NoClips:
+    """A dataset as far as building a model goes: how large, and how it stores media."""
+
+    split = 'train'
+    spectrogram_shape = None
+
+    def __init__(self, num_clips: int, *, image: bool = False):
+        self.num_clips = num_clips
+        self.info = DatasetInfo(
+            name='no_clips',
+            modalities=('image',) if image else ('audio', 'video'),
+            media=MediaSettings(
+                codec='jpeg', fps=12.5, short_side=256, jpeg_quality=85, sample_rate=16_000, clip_seconds=10.0, gop=0
+            ),
+            splits={'train': (), 'test': (), 'validation': ()},
+            labels={},
+            statistics={'audio': {'avmae': {'mean': 1.0, 'std': 2.0}}},
+        )
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def __getitem__(self, index):
+        raise IndexError(index)
+
+    def where(self, index):
+        return 'nowhere'
+
+
+def source_for(name: str) -> Mixture:
+    return Mixture([NoClips(NUM_CLIPS[name], image=name == 'imagenet')])
+
+
+def build(name: str, arguments: str | None = None, **changes):
+    config = CONFIGS[name].get_config(arguments)
+    config.data.path = 'somewhere'
+    config.update_from_flattened_dict(changes)
+    config = experiment.to_plain(config)
+    source = source_for(name)
+    experiment.check(config, source)
+    return config, experiment.build(config, source)
+
+
+# -- Golden tables --
+
+TABLES = {
+    'tiny': ('tiny', None),
+    'tiny-separate': ('tiny', 'encoder=separate'),
+    'tiny-audio': ('tiny', 'modalities=audio'),
+    'audioset-S': ('audioset', 'size=S'),
+    'audioset-B': ('audioset', 'size=B'),
+    'audioset-L': ('audioset', 'size=L'),
+    'audioset-H': ('audioset', 'size=H'),
+    'audioset-B-early-joint': ('audioset', 'size=B,encoder=early,decoder=joint'),
+    'audioset-L-audio': ('audioset', 'size=L,modalities=audio'),
+    'audioset-L-video': ('audioset', 'size=L,modalities=video'),
+    'vggsound-L': ('vggsound', None),
+    'vggsound-B-shared': ('vggsound', 'size=B,encoder=shared,decoder=separate'),
+    'imagenet-L': ('imagenet', None),
+    'imagenet-B': ('imagenet', 'size=B'),
+}
+
+
+@pytest.mark.parametrize('table', TABLES)
+def test_the_parameter_table_equals_the_golden_one(table, request):
+    config, parts = build(*TABLES[table])
+    params = state_lib.abstract_state(experiment.make_init(parts)).params  # Shapes alone: no memory is taken.
+    mesh = mesh_lib.make_mesh()
+    shardings = rules.state_shardings(params, mesh, 'fsdp')
+    lines = []
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    ):
+        name = rules.path_name(path)
+        assert rules.dimension_names(name, len(leaf.shape)) is not None, f'no row of DIMENSIONS fits {name}'
+        where = ','.join(axis or '-' for axis in sharding.spec) or 'everywhere'
+        lines.append(f'{name} {"x".join(map(str, leaf.shape))} {leaf.dtype} {where}')
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    text = '\n'.join([f'{total:,} parameters; fsdp over data=8', *sorted(lines)]) + '\n'
+    file = GOLDEN / f'{table}.txt'
+    if request.config.getoption('--update-golden'):
+        file.write_text(text)
+    assert file.exists() and text == file.read_text(), f'{file} differs; pytest --update-golden writes it anew'
+
+
+# -- The recipe --
+
+
+@pytest.mark.parametrize('name', ['audioset', 'vggsound', 'imagenet'])
+def test_length_and_rates_are_those_of_the_released_config(name, reference):
+    released = json.loads((reference / 'optim' / 'lr_schedules.json').read_text())[f'{name}_pretrain']
+    _, parts = build(name)
+    assert parts.length.num_steps == released['total_steps']
+    assert parts.length.steps_per_epoch == released['steps_per_epoch']
+    assert parts.schedule.warmup_steps == released['warmup_steps']
+    assert parts.schedule.peak == pytest.approx(released['lr_configs']['base_learning_rate'])
+    assert parts.schedule.end_ratio == released['lr_configs'].get('alpha', 0.0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'kept', 'tokens'),
+    [
+        ('audioset', {'video': 157, 'audio': 149}, {'video': 1568, 'audio': 496}),
+        ('vggsound', {'video': 157, 'audio': 200}, {'video': 1568, 'audio': 400}),
+        ('imagenet', {'image': 49}, {'image': 196}),
+    ],
+)
+def test_tokens_are_counted_as_in_the_papers(name, kept, tokens):
+    _, parts = build(name)
+    inputs = {m: jax.ShapeDtypeStruct((2, *shape), 'float32') for m, shape in parts.shapes.items()}
+    masks = jax.eval_shape(lambda: parts.objective.draw_masks(jax.random.key(0), parts.model.grids(inputs), 2))
+    assert {m: mask.kept.shape[1] for m, mask in masks.items()} == kept
+    assert {m: mask.kept.shape[1] + mask.hidden.shape[1] for m, mask in masks.items()} == tokens
+
+
+def test_layers_of_the_configs_are_those_of_the_model_sizes():
+    assert sections.LAYERS == {name: size.num_layers for name, size in sizes.SIZES.items()}
+    assert set(sections.ENCODERS) == set(experiment.encoders.ENCODERS)
+    assert set(sections.DECODERS) == set(experiment.decoders.DECODERS)
+
+
+# -- Nothing is written in a config that nobody reads --
+
+
+class Watched(Mapping):
+    """A config that notes which of its leaves are read."""
+
+    def __init__(self, config, read, prefix=''):
+        self.config, self.read, self.prefix = config, read, prefix
+
+    def __getitem__(self, name):
+        value, path = self.config[name], f'{self.prefix}{name}'
+        if isinstance(value, dict):
+            return Watched(value, self.read, f'{path}.')
+        self.read.add(path)
+        return value
+
+    def __iter__(self):
+        return iter(self.config)
+
+    def __len__(self):
+        return len(self.config)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_leaf_of_a_config_is_read(name, monkeypatch):
+    config, _ = build(name)
+    read: set[str] = set()
+    watched, source = Watched(config, read), source_for(name)
+    experiment.check(watched, source)
+    experiment.check_devices(watched, mesh_lib.make_mesh())
+    monkeypatch.setattr(experiment.batches, 'train_stream', lambda source, view, **settings: settings)
+    monkeypatch.setattr(experiment.sources, 'open_source', lambda *args, **settings: source.sources[0])
+    experiment.build_train_stream(watched, experiment.open_sources(watched))
+    # What is left is for the loop and what is done beside it.
+    verb = pathlib.Path(train.__file__).read_text()
+    for path in sorted(set(experiment.flatten(config)) - read):
+        section, _, leaf = path.partition('.')
+        assert section in ('seed', 'parallel', 'checkpoint', 'report', 'evaluation'), f'nobody reads config.{path}'
+        if section == 'parallel' and leaf in mesh_lib.AXES:
+            continue
+        assert f"['{leaf or section}']" in verb, f'nobody reads config.{path}'
+
+
+# -- What is wrong is told before a device is touched --
+
+WRONG = {
+    'objective.mask_ratio.video': (1.0, 'mask_ratio.video'),
+    'objective.mask_ratio.audio': (-0.1, 'mask_ratio'),
+    'model.encoder.fusion_layer': (4, 'fusion_layer'),
+    'video.crop_size': (100, 'crop_size'),
+    'batch_size': (0, 'batch_size'),
+    'optimizer.accumulate_steps': (3, 'accumulate_steps'),
+    'optimizer.warmup_steps': (400.0, 'warm-up'),
+    'optimizer.name': ('adm', 'did you mean adam'),
+    'model.encoder.name': ('midd', 'did you mean mid'),
+    'model.compute.dtype': ('float16', 'bfloat16'),
+    'parallel.rules': ('fdsp', 'did you mean fsdp'),
+    'evaluation.split': ('valid', 'evaluation.split'),
+    'preprocess.convention': ('kalid', 'kaldi'),
+    'num_steps': (0, 'steps'),
+}
+
+
+@pytest.mark.parametrize('setting', WRONG)
+def test_a_wrong_setting_is_named_with_its_remedy(setting, monkeypatch):
+    monkeypatch.setattr(jax, 'devices', None)  # Asking for devices would fail otherwise than by ValueError.
+    value, words = WRONG[setting]
+    with pytest.raises(ValueError, match=words) as caught:
+        build('tiny', **{setting: value})
+    assert str(value) in str(caught.value)
+
+
+def test_a_dataset_without_the_wanted_modality_is_refused():
+    config, _ = build('tiny')
+    with pytest.raises(ValueError, match='has no audio, video'):
+        experiment.check(config, source_for('imagenet'))
+
+
+def test_sequence_examples_of_the_reference_are_trained_on_as_they_are(reference):
+    config = vggsound.get_config('size=Ti,records=legacy')
+    config.data.path = str(reference / 'data' / 'tiny_dmvr.tfrecord')
+    config.data.legacy.spectrogram_shape = (10, 16)
+    config.update_from_flattened_dict(
+        {'preprocess.num_spec_frames': 80, 'preprocess.num_mel_bins': 16, 'batch_size': 3, 'num_epochs': 10}
+    )
+    config = experiment.to_plain(config)
+    source = experiment.open_sources(config)
+    experiment.check(config, source)
+    assert experiment.build(config, source).shapes['audio'] == (80, 16)
+    with experiment.build_train_stream(config, source) as stream:
+        assert next(stream).media['audio'].shape == (3, 80, 16)
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_the_one_that_was_meant():
+    config, _ = build('tiny')
+    config['model']['encoder']['fusion_layr'] = 3
+    with pytest.raises(ValueError, match=r'model.encoder.fusion_layr.*did you mean fusion_layer'):
+        experiment.check(config, source_for('tiny'))
+
+
+@pytest.mark.parametrize('arguments', ['encodr=mid', 'encoder=middle', 'modalities=sound', 'size'])
+def test_a_wrong_argument_of_a_config_lists_the_right_ones(arguments):
+    with pytest.raises(ValueError, match='Config argument'):
+        audioset.get_config(arguments)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    config, _ = build('tiny', batch_size=12)
+    with pytest.raises(ValueError, match='multiple of the 8 devices'):
+        experiment.check_devices(config, mesh_lib.make_mesh())
+
+
+def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):
+    config, _ = build('tiny')
+    experiment.save_config(config, tmp_path)
+    assert experiment.load_config(tmp_path) == config
+    other = {**config, 'data': {**config['data'], 'num_workers': 3}, 'report': {'log_every_steps': 7}}
+    experiment.check_resumable(config, other, tmp_path)  # What changes nothing that is computed may change.
+    with pytest.raises(ValueError, match='seed: 0 -> 1'):
+        experiment.check_resumable(config, {**config, 'seed': 1}, tmp_path)

@@ -1,0 +1,103 @@
+import json
+import os
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from avmae_jax import evaluate, experiment
+from avmae_jax.checkpoints.manager import Checkpoints
+from avmae_jax.training.state import to_items
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, tiny_dataset, smallest, repository):
+    """A run that was saved before its first step."""
+    folder = tmp_path_factory.mktemp('run')
+    config = runpy.run_path(str(repository / 'configs/tiny.py'))['get_config']()
+    config.update_from_flattened_dict({'data.path': str(tiny_dataset), 'data.num_workers': 0, **smallest})
+    config = experiment.to_plain(config)
+    source = experiment.open_sources(config)
+    parts = experiment.build(config, source)
+    state = jax.jit(experiment.make_init(parts))(jax.random.key(config['seed']))
+    checkpoints = Checkpoints(folder / 'checkpoints')
+    checkpoints.save(0, to_items(state), experiment.make_meta(config, source, parts.shapes, state))
+    checkpoints.close()
+    experiment.save_config(config, folder)
+    return folder
+
+
+def make_evaluator(subject):
+    return evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train', layers=[1])
+
+
+def test_a_run_is_scored_in_every_way_on_eight_devices(workdir):
+    subject = evaluate.load_subject(workdir, overrides={})
+    evaluator = make_evaluator(subject)
+    num_test = len(evaluator.source)
+    results = evaluate.evaluate(evaluator, list(evaluate.WHAT))
+    assert {(e['modality'], e['unit']) for e in results['reconstruction']} == {
+        ('video', 'input'), ('video', 'raw'), ('audio', 'input'), ('audio', 'raw'),
+    }  # fmt: skip
+    methods = {(s['features'], s['method']) for s in results['classification']}
+    assert {(m, w) for m in ('audio', 'video', 'both', 'video, layer 1') for w in ('knn', 'probe')} <= methods
+    assert all(s['num_test'] == num_test and 0 <= s['value'] <= 1 for s in results['classification'])
+    assert {(r['query'], r['candidates']) for r in results['retrieval']} == {('video', 'audio'), ('audio', 'video')}
+    json.dumps(results)
+    text = evaluate.describe(results)
+    assert 'nats of log-mel' in text and 'video -> audio' in text and 'chance' in text
+    sheet = evaluator.picture(3, note='a note')
+    assert sheet.dtype == np.uint8 and sheet.std() > 0
+
+
+def test_random_init_is_what_the_run_began_with(workdir):
+    saved = evaluate.load_subject(workdir, overrides={})
+    fresh = evaluate.load_subject(workdir, overrides={}, random_init=True)
+    other = evaluate.load_subject(workdir, overrides={}, random_init=True, seed=5)
+    jax.tree.map(np.testing.assert_array_equal, saved.params, fresh.params)
+    assert not all(
+        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (fresh.params, other.params)), strict=True)
+    )
+    assert (saved.name, fresh.name) == ('step-0000000', 'random-init-seed-0')
+    assert saved.about['digest'] and fresh.about == {'random_init': True, 'seed': 0}
+
+
+def test_results_of_one_subject_are_kept_together(tmp_path):
+    path = evaluate.epath.Path(tmp_path) / 'results.json'
+    about = {'subject': {'step': 1}, 'data': {}, 'config': {}}
+    evaluate.write_results(path, {**about, 'results': {'retrieval': [1]}})
+    evaluate.write_results(path, {**about, 'results': {'classification': [2]}})
+    assert json.loads(path.read_text())['results'] == {'retrieval': [1], 'classification': [2]}
+    evaluate.write_results(path, {**about, 'subject': {'step': 2}, 'results': {'classification': [3]}})
+    assert json.loads(path.read_text())['results'] == {'classification': [3]}
+
+
+def test_overrides_are_taken_out_of_the_command_line():
+    rest, found = evaluate.split_overrides(
+        ['evaluate', '--workdir=X', '--config.data.path=some/dir', '--config.batch_size=8', '-config.a.b=None']
+    )
+    assert rest == ['evaluate', '--workdir=X']
+    assert found == {'data.path': 'some/dir', 'batch_size': 8, 'a.b': None}
+
+
+def test_an_override_must_exist_and_fit():
+    config = {'batch_size': 8, 'data': {'path': 'x', 'rate': 0.5, 'flip': True, 'mean': None}}
+    changed = evaluate.override(config, {'data.rate': 1, 'data.mean': 3.0, 'batch_size': 4})
+    assert changed == {'batch_size': 4, 'data': {'path': 'x', 'rate': 1, 'flip': True, 'mean': 3.0}}
+    assert config['batch_size'] == 8
+    with pytest.raises(ValueError, match='did you mean path'):
+        evaluate.override(config, {'data.pth': 'y'})
+    for name, value in (('batch_size', 'many'), ('batch_size', True), ('data', 3), ('data.path', 4)):
+        with pytest.raises(ValueError, match=f'config.{name} is'):
+            evaluate.override(config, {name: value})
+    with pytest.raises(ValueError, match='data.path.more'):
+        evaluate.override(config, {'data.path.more': 1})
+
+
+def test_a_damaged_checkpoint_is_not_scored(workdir, tmp_path):
+    with pytest.raises(ValueError, match='neither a workdir'):
+        evaluate.load_subject(tmp_path, overrides={})
+    os.makedirs(tmp_path / 'checkpoints' / '7')
+    with pytest.raises(ValueError, match='no checkpoint that is whole'):
+        evaluate.load_subject(tmp_path, overrides={})

@@ -1,0 +1,76 @@
+"""Imports point down, and never sideways between the folders of a layer (docs/design.md)."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
+VERBS = {'train', 'evaluate', 'prepare', 'inspect', 'make_clips', 'demo'}
+# Neighbours of a layer are strangers to each other.
+LAYERS = (
+    {'structs', 'progress'},
+    {'ops'},
+    {'models', 'objectives', 'data', 'parallel'},
+    {'checkpoints', 'weights'},
+    {'training', 'evaluation'},
+    {'experiment'},
+    VERBS,
+)
+LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+
+
+def part_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imported_parts(path: pathlib.Path) -> set[str]:
+    """The parts of the package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: imports are absolute'
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        found |= {name.split('.')[1] for name in names if name.startswith('avmae_jax.')}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = part_of(path)
+    if own == '__init__':
+        return
+    assert own in LAYER_OF, f'{own} is in no layer: give it one here and in docs/design.md'
+    for other in imported_parts(path) - {own, '__version__'}:
+        assert other in LAYER_OF, f'{path} imports {other}, which is in no layer'
+        assert LAYER_OF[other] < LAYER_OF[own], f'{path} must not import {other}: it lies no lower'
+
+
+@pytest.mark.parametrize('path', [*sorted((PACKAGE.parent / 'configs').rglob('*.py'))], ids=lambda path: path.name)
+def test_configs_import_nothing_of_the_package(path):
+    assert not imported_parts(path)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_imports_tensorflow(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or '').split('.')[0])
+    assert not names & {'tensorflow', 'torch'}
+
+
+def test_importing_the_training_verb_loads_no_tensorflow():
+    script = "import sys, avmae_jax.train; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, '-c', script], check=True, cwd=PACKAGE.parent, timeout=120)
