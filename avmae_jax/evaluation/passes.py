@@ -7,12 +7,10 @@ them comes out alike everywhere.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +102,7 @@ def make_feature_step(model: Any, preprocess: Any, layers: Sequence[int] = ()) -
     modality alone after that many layers, before any norm. A class token is not averaged in.
 
     Args:
-      layers: counted from 1; needs a model whose layers are not scanned.
+      layers: counted from 1.
     """
 
     def pool(tokens: Float[Array, 'b _ d'], grid: Sequence[int]) -> Float[Array, 'b d']:
@@ -122,8 +120,8 @@ def make_feature_step(model: Any, preprocess: Any, layers: Sequence[int] = ()) -
             'labels': batch.labels,
         }
         for m, x in inputs.items():
-            with _outputs_of_layers() as after:
-                tokens = model.apply({'params': params}, {m: x}, method='encode')
+            tokens, watched = model.apply({'params': params}, {m: x}, method='encode', mutable=['intermediates'])
+            after = _outputs_of_layers(watched['intermediates'])
             results['alone'][m] = pool(tokens[m], grids[m])
             for layer in layers:
                 if not 0 < layer <= len(after):
@@ -137,19 +135,15 @@ def make_feature_step(model: Any, preprocess: Any, layers: Sequence[int] = ()) -
     return step
 
 
-@contextlib.contextmanager
-def _outputs_of_layers() -> Iterator[list[Any]]:
-    """A list that fills up with what the layers of a stack give, in the order in which they run."""
-    found: list[Any] = []
-
-    def record(call, args, kwargs, context):
-        outputs = call(*args, **kwargs)
-        if type(context.module).__name__ == 'Block' and context.method_name == '__call__':
-            found.append(outputs[0])
-        return outputs
-
-    with nn.intercept_methods(record):
-        yield found
+def _outputs_of_layers(intermediates: Mapping[str, Any]) -> list[Float[Array, 'b n d']]:
+    """What the layers of all stacks gave, in the order in which they ran; `models.blocks.Stack` tells it."""
+    found = []
+    for name, value in intermediates.items():
+        if isinstance(value, Mapping):
+            found += _outputs_of_layers(value)
+        elif name.startswith('layer_'):
+            found += value
+    return found
 
 
 def feature_sets(table: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

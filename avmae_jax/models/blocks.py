@@ -129,20 +129,22 @@ class Block(nn.Module):
 
     Attributes:
       segments: lengths of the parts of the sequence that look only at themselves; together the whole sequence.
+      collect: a scan collects the outputs of its layers.
     """
 
     size: Size
     compute: Compute
     segments: tuple[int, ...]
+    collect: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'b n d'], _: None = None) -> tuple[Float[Array, 'b n d'], None]:
+    def __call__(self, x: Float[Array, 'b n d'], _: None = None) -> tuple[Float[Array, 'b n d'], Array | None]:
         dtype = self.compute.dtype
         y = LayerNorm(dtype, name='attention_norm')(x)
         x = x + Attention(self.size.num_heads, self.compute, self.segments, name='attention')(y)
         y = LayerNorm(dtype, name='mlp_norm')(x)
         x = x + Mlp(self.size.mlp_width, dtype, name='mlp')(y)
-        return x, None  # The shape of a scan's body: what is carried on, and nothing to collect.
+        return x, x if self.collect else None  # The shape of a scan's body: what is carried on, what is collected.
 
 
 def block_class(compute: Compute) -> Any:
@@ -163,6 +165,9 @@ def layer_function(size: Size, compute: Compute, segments: tuple[int, ...]) -> C
 class Stack(nn.Module):
     """`size.num_layers` blocks and a final norm.
 
+    What each layer gave is sown as `layer_0`, `layer_1`, ... into the collection 'intermediates', where somebody makes
+    it mutable. Nothing else sees into a layer: when it runs, its code may long have been traced.
+
     Attributes:
       final_norm: whether the stack ends with a LayerNorm.
     """
@@ -178,11 +183,14 @@ class Stack(nn.Module):
         x = x.astype(compute.dtype)
         fields: dict[str, Any] = {'size': self.size, 'compute': compute, 'segments': segments or (x.shape[1],)}
         names = [f'layer_{i}' for i in range(self.size.num_layers)]
+        watched = self.is_mutable_collection('intermediates')
         if compute.scan:
             scanned = nn.scan(
                 block_class(compute), variable_axes={'params': 0}, split_rngs={'params': True}, length=len(names)
             )
-            x, _ = scanned(**fields, name='layers')(x, None)
+            x, collected = scanned(**fields, collect=watched, name='layers')(x, None)
+            for i, name in enumerate(names if watched else []):
+                self.sow('intermediates', name, collected[i])
         elif self.is_initializing():
             for name in names:
                 x, _ = Block(**fields, name=name)(x, None)
@@ -190,6 +198,7 @@ class Stack(nn.Module):
             layer, params = layer_function(**fields), self.variables['params']
             for name in names:
                 x = layer(params[name], x)
+                self.sow('intermediates', name, x)
         return LayerNorm(compute.dtype, name='norm')(x) if self.final_norm else x
 
 

@@ -53,44 +53,43 @@ class Diagnosis(NamedTuple):
 class _Recorder:
     """Lets the outputs of a model's modules be seen from outside of the objective that calls it.
 
-    Modules within a scanned stack are not seen; the stack as a whole is.
+    Of a stack, the output of every layer is seen (`models.blocks.Stack` tells it), and not the modules within layers.
 
     Attributes:
       model: the model, but its calls to `apply` are recorded.
+      outputs: path of a module -> its output, in the order of the calls.
     """
 
     def __init__(self, model: nn.Module):
-        self._outputs: dict[str, Any] = {}
-        self._order: list[str] = []
+        self.outputs: dict[str, jax.Array] = {}
         self._apply = model.apply
         self.model = model.clone()
         object.__setattr__(self.model, 'apply', self._recorded)
 
     def _recorded(self, variables, *args, **kwargs):
-        def note_order(call, call_args, call_kwargs, context):
-            output = call(*call_args, **call_kwargs)
-            self._order.append('/'.join(context.module.path))
-            return output
-
-        with nn.intercept_methods(note_order):
-            result, extra = self._apply(
-                variables, *args, **kwargs, capture_intermediates=True, mutable=['intermediates']
-            )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(extra):
-            name = jax.tree_util.keystr(path[1:], simple=True, separator='/')
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                self._outputs[name] = leaf
+        result, extra = self._apply(variables, *args, **kwargs, capture_intermediates=True, mutable=['intermediates'])
+        self.outputs |= _outputs_in_order(extra['intermediates'])
         return result
 
-    def norms(self) -> list[tuple[str, jax.Array]]:
-        """(module path, norm of an output), in the order of the calls."""
-        ordered = {
-            name: _norm(leaf)
-            for module in dict.fromkeys(self._order)
-            for name, leaf in self._outputs.items()
-            if name.partition('__call__')[0].rstrip('/') == module
-        }
-        return list(ordered.items())
+
+def _outputs_in_order(intermediates: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[str, jax.Array]:
+    """Module path -> output, in the order of the calls; the second output of a module is `path/1`.
+
+    flax enters a name when it first has something for it, so a module comes behind those that it calls itself.
+    """
+    found: dict[str, jax.Array] = {}
+    for name, value in intermediates.items():
+        path = parents if name == '__call__' else (*parents, name)
+        if isinstance(value, Mapping):
+            found |= _outputs_in_order(value, path)
+            continue
+        for call, output in enumerate(value):
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(output):
+                number = (str(call),) if call else ()
+                within = (jax.tree_util.keystr(keys, simple=True, separator='/'),) if keys else ()
+                if jnp.issubdtype(leaf.dtype, jnp.floating):
+                    found['/'.join((*path, *number, *within)) or 'the model'] = leaf
+    return found
 
 
 def diagnose(*, model: Any, objective: Any, preprocess: Callable, state: TrainState, batch: Batch) -> Diagnosis:
@@ -105,9 +104,9 @@ def diagnose(*, model: Any, objective: Any, preprocess: Callable, state: TrainSt
 
         def loss_function(p):
             loss, scored = objective(recorder.model, p, teacher, inputs, rows, rng)
-            norms = recorder.norms()
-            names[:] = [name.removesuffix('__call__/0').rstrip('/') or 'the model' for name, _ in norms]
-            return loss, ({'loss': loss, **scored.losses}, [norm for _, norm in norms])
+            names[:] = recorder.outputs
+            norms = [_norm(output) for output in recorder.outputs.values()]
+            return loss, ({'loss': loss, **scored.losses}, norms)
 
         grads, (losses, outputs) = jax.grad(loss_function, has_aux=True)(params)
         return bad_rows, losses, module_norms(params), module_norms(grads), outputs

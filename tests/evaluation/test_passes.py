@@ -9,7 +9,7 @@ import pytest
 from avmae_jax.evaluation import passes, reconstruction
 from avmae_jax.models import decoders, encoders
 from avmae_jax.models.autoencoder import MaskedAutoencoder
-from avmae_jax.models.blocks import Compute
+from avmae_jax.models.blocks import Compute, stack_layers, unstack_layers
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, VideoTokenizer
 from avmae_jax.objectives import Inpainting, Objective, Reconstruction, Target
@@ -129,23 +129,33 @@ def test_features_leave_the_class_token_out():
     np.testing.assert_allclose(features['alone']['video'], tokens[:, 1:].mean(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize('encoder', ['separate', 'early'])
-def test_features_after_a_layer_are_those_of_a_shorter_model(encoder):
+@pytest.mark.parametrize('scan', [False, True], ids=['loop', 'scan'])
+@pytest.mark.parametrize('encoder', ['separate', 'early', 'mid'])
+def test_features_after_a_layer_are_those_of_a_model_that_ends_there(encoder, scan):
     model, _, params = make_model(encoder)
+    compute = Compute(dtype='float32', scan=scan)
+    model = model.clone(encoder=model.encoder.clone(compute=compute, final_norm=False))
+    params = stack_layers(params) if scan else params
     batch = next(make_batches(2))
-    features = jax.jit(passes.make_feature_step(model, PREPROCESS, layers=(1, 2)))(params, batch)
-    size = dataclasses.replace(SIZE, num_layers=1)
-    shorter = model.clone(encoder=model.encoder.clone(size=size, final_norm=False))
 
-    @jax.jit
-    def encode(params, batch):
+    def features(*layers):
+        return jax.jit(passes.make_feature_step(model, PREPROCESS, layers=layers))(params, batch)
+
+    # One after the other: whether the layers were traced before makes no difference.
+    first, last = features(1), features(2)
+    np.testing.assert_allclose(last['layers']['2']['audio'], last['alone']['audio'], atol=1e-5)
+    assert not np.allclose(first['layers']['1']['audio'], last['layers']['2']['audio'])
+    assert list(last['layers']) == ['2']
+    np.testing.assert_array_equal(features(1, 2)['layers']['1']['audio'], first['layers']['1']['audio'])
+    if encoder != 'mid':
+        size = dataclasses.replace(SIZE, num_layers=1)
+        shorter = model.clone(encoder=model.encoder.clone(size=size, compute=Compute('float32', scan=False)))
         audio = PREPROCESS(batch, train=False)['audio']
-        return shorter.apply({'params': params}, {'audio': audio}, method='encode')['audio']
-
-    np.testing.assert_allclose(features['layers']['1']['audio'], encode(params, batch).mean(axis=1), atol=1e-5)
-    assert not np.allclose(features['layers']['2']['audio'], features['layers']['1']['audio'])
+        looped = {'params': unstack_layers(params)}
+        tokens = jax.jit(lambda x: shorter.apply(looped, {'audio': x}, method='encode'))(audio)['audio']
+        np.testing.assert_allclose(first['layers']['1']['audio'], tokens.mean(axis=1), atol=1e-5)
     with pytest.raises(ValueError, match='1..2; got 3'):
-        jax.eval_shape(passes.make_feature_step(model, PREPROCESS, layers=(3,)), params, batch)
+        features(3)
 
 
 def test_modalities_that_never_meet_are_listed_once():

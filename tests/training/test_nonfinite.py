@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from avmae_jax.models.blocks import Compute, Stack, stack_layers
+from avmae_jax.models.sizes import Size
 from avmae_jax.structs import Batch
 from avmae_jax.training import nonfinite
 from avmae_jax.training.state import TrainState
@@ -50,9 +52,13 @@ def state():
     return TrainState(jnp.int32(7), params, None, None, jax.random.key(1))
 
 
-def _diagnose(state, batch):
+def _diagnose(state, batch, model=None):
     return nonfinite.diagnose(
-        model=Model(), objective=Objective(), preprocess=lambda rows, train: rows.media, state=state, batch=batch
+        model=model or Model(),
+        objective=Objective(),
+        preprocess=lambda rows, train: rows.media,
+        state=state,
+        batch=batch,
     )
 
 
@@ -60,6 +66,35 @@ def test_nothing_is_found_where_all_is_well(state, batch):
     diagnosis = _diagnose(state, batch)
     assert 'nothing' in diagnosis.first_fault()
     assert [name for name, _ in diagnosis.activations] == ['encoder', 'decoder', 'the model']
+
+
+class StackModel(nn.Module):
+    """Layers, of which one may be at fault, and a module behind them."""
+
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x):
+        size = Size(width=4, num_heads=2, mlp_width=8, num_layers=3)
+        x = Stack(size, Compute('float32', scan=self.scan), name='encoder')(x[:, None])
+        return nn.Dense(2, name='decoder')(x)
+
+
+@pytest.mark.parametrize('scan', [False, True], ids=['loop', 'scan'])
+def test_the_layer_at_fault_is_named_whatever_was_traced_before(scan):
+    audio = np.eye(4, dtype=np.float32)
+    params = StackModel(False).init(jax.random.key(0), audio)['params']
+    layer = params['encoder']['layer_1']['mlp']
+    layer['down'] = jax.tree.map(lambda x: jnp.full_like(x, 1e37), layer['down'])
+    layer['up'] = jax.tree.map(lambda x: jnp.full_like(x, 1e6), layer['up'])
+    state = TrainState(jnp.int32(7), stack_layers(params) if scan else params, None, None, jax.random.key(1))
+    for _ in range(2):
+        diagnosis = _diagnose(state, _batch(audio), StackModel(scan))
+        names = [name for name, _ in diagnosis.activations]
+        assert names == [
+            *(f'encoder/layer_{i}' for i in range(3)), 'encoder/norm', 'encoder', 'decoder', 'the model'
+        ]  # fmt: skip
+        assert diagnosis.first_fault() == 'the output of encoder/layer_1'
 
 
 def test_rows_whose_input_is_at_fault_are_named(state):
