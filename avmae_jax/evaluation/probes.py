@@ -46,26 +46,31 @@ def judge(
 class NearestNeighbours:
     """Votes of the most similar training clips, weighted by exp(cosine / temperature).
 
-    k=20 and 0.07 are those of DINO and of Wu et al. 2018 (arXiv 1805.01978), whose k is 200. There is
-    nothing to fit, so that it reads the features as they are. Cosines are taken after the training mean is
-    subtracted: otherwise the part that all clips share drowns the differences, most of all in features of
-    a network that has not been trained.
+    k=20 and 0.07 are those of DINO and of Wu et al. 2018 (arXiv 1805.01978), whose k is 200. Cosines are
+    taken of whitened features: the training mean is subtracted, as the part that all clips share drowns the
+    differences, and the directions are made equally loud, as nothing in a reconstruction's error makes
+    the directions that tell classes louder than those that tell where things are. No label has a say in it.
+
+    Attributes:
+      shrinkage: share of the mean variance added to each direction's before it is divided by; keeps
+        directions in which nothing happens quiet.
     """
 
     num_neighbours: int = 20
     temperature: float = 0.07
+    shrinkage: float = 0.01
     rows_at_once: int = 1024  # Bounds memory: one block of cosines is rows_at_once x training rows.
 
     def __call__(
         self, train: Float[Array, 'm d'], train_targets: Float[Array, 'm c'], test: Float[Array, 'n d']
     ) -> Float[np.ndarray, 'n c']:
         k = min(self.num_neighbours, len(train))
-        mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
-        keys, targets = _unit(jnp.asarray(train) - mean), jnp.asarray(train_targets)
+        train, test = whiten(train, test, shrinkage=self.shrinkage)
+        keys, targets = _unit(jnp.asarray(train)), jnp.asarray(train_targets)
 
         @jax.jit
         def vote(rows):
-            cosines = jnp.matmul(_unit(rows - mean), keys.T, precision=HIGHEST)
+            cosines = jnp.matmul(_unit(rows), keys.T, precision=HIGHEST)
             nearest, which = jax.lax.top_k(cosines, k)
             weights = jnp.exp((nearest - 1) / self.temperature)
             return jnp.einsum('nk,nkc->nc', weights, targets[which], precision=HIGHEST)
@@ -129,6 +134,15 @@ def heldout_rows(num_rows: int, ratio: float) -> np.ndarray:
     chosen = np.zeros(num_rows, bool)
     chosen[np.random.default_rng(0).permutation(num_rows)[: max(1, int(ratio * num_rows))]] = True
     return chosen
+
+
+def whiten(train: Float[Array, 'm d'], *others: Float[Array, '_ d'], shrinkage: float) -> list[np.ndarray]:
+    """All turned and scaled so that the training rows have mean 0 and no direction is louder than another."""
+    mean = train.mean(axis=0, dtype=np.float64)
+    centred = train - mean
+    variances, directions = np.linalg.eigh(centred.T @ centred / len(train))
+    scale = 1 / np.sqrt(np.maximum(variances, 0) + shrinkage * variances.mean() + 1e-12)
+    return [((x - mean) @ (directions * scale)).astype(np.float32) for x in (train, *others)]
 
 
 def standardise(train: Float[Array, 'm d'], *others: Float[Array, '_ d']) -> list[np.ndarray]:

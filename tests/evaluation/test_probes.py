@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -17,11 +18,23 @@ def make_rows(num_rows, num_classes=4, width=6, seed=0, spread=1.5):
 def test_nearest_neighbours_vote_as_in_sklearn():
     train, labels, targets = make_rows(200)
     test, _, _ = make_rows(60, seed=1)
-    mean = train.mean(axis=0)
+    whitened = PCA(whiten=True).fit(train)
     reference = KNeighborsClassifier(20, metric='cosine', weights=lambda distance: np.exp(-distance / 0.07))
-    wanted = reference.fit(train - mean, labels).predict_proba(test - mean)
-    got = probes.NearestNeighbours(rows_at_once=25)(train, targets, test)
+    wanted = reference.fit(whitened.transform(train), labels).predict_proba(whitened.transform(test))
+    got = probes.NearestNeighbours(rows_at_once=25, shrinkage=0.0)(train, targets, test)
     np.testing.assert_allclose(got / got.sum(axis=1, keepdims=True), wanted, atol=1e-4)
+
+
+def test_loud_directions_do_not_outvote_those_that_tell_classes():
+    train, _, targets = make_rows(400, spread=0.5)
+    test, labels, _ = make_rows(100, seed=1, spread=0.5)
+    rng = np.random.default_rng(2)
+    train, test = (np.hstack([x, 50 * rng.standard_normal((len(x), 2), np.float32)]) for x in (train, test))
+    accuracy = {
+        shrinkage: (probes.NearestNeighbours(shrinkage=shrinkage)(train, targets, test).argmax(axis=1) == labels).mean()
+        for shrinkage in (0.01, 1e6)  # A large one leaves the directions as loud as they are.
+    }
+    assert accuracy[0.01] > accuracy[1e6] + 0.2
 
 
 def test_with_fewer_rows_than_neighbours_all_vote():
