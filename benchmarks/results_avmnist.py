@@ -4,13 +4,18 @@
     python benchmarks/results_avmnist.py --data=... --output=... --rows=separate,mid --seeds=0 --num_epochs=20
 
 Each row and seed is one run of `avmae_jax.train` on configs/avmnist.py and two of `avmae_jax.evaluate`: of the trained
-parameters and of those the run began with. Their commands are printed. Runs go on where they were interrupted, and
-what is finished is not done again. Writes RESULTS/results.md and results.json; runs lie in RESULTS/ROW-seed-SEED.
+parameters and of those the run began with. Their commands are printed; what they say goes to log.txt of the run.
+`--jobs` runs go side by side, each on its share of the cores: with small models that is faster than one on all of them.
+Runs go on where they were interrupted, and what is finished is not done again. Writes RESULTS/results.md and
+results.json; runs lie in RESULTS/ROW-seed-SEED.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import os
+import queue
 import shlex
 import subprocess
 import sys
@@ -31,10 +36,7 @@ ROWS = {  # Name -> arguments of the config.
     'inpainting': 'encoder=separate,objective=inpainting',
     'both': 'encoder=separate,objective=both',
 }
-# Features are taken after the last layer and before the final norm, which makes tokens of empty patches as loud as
-# those of strokes; both are in the JSON.
-LAYER = 4
-FEATURES = {f'{name}, layer {LAYER}': name for name in ('video', 'audio', 'both')}
+FEATURES = ('video', 'audio', 'both')
 TRAINED, FRESH = 'pretrained', 'random init'
 
 _DATA = flags.DEFINE_string('data', None, 'The prepared clips.')
@@ -42,6 +44,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'Folder for runs and tables.')
 _ROWS = flags.DEFINE_list('rows', ['separate', 'shared', 'early', 'mid', 'inpainting'], f'Any of {", ".join(ROWS)}.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Of parameters, masks and the order of clips.')
 _NUM_EPOCHS = flags.DEFINE_float('num_epochs', None, 'Instead of those of the config.')
+_JOBS = flags.DEFINE_integer('jobs', 2, 'Runs at a time.')
 _TABLE_ONLY = flags.DEFINE_bool('table_only', False, 'Run nothing; make the tables of what is there.')
 
 
@@ -52,19 +55,33 @@ def commands(row: str, seed: int, data: str, folder: Path, num_epochs: float | N
     train += [f'--config.seed={seed}', f'--workdir={folder}']
     if num_epochs is not None:
         train.append(f'--config.num_epochs={num_epochs}')
-    evaluate = [*python, 'avmae_jax.evaluate', f'--workdir={folder}', f'--layers={LAYER}']
+    evaluate = [*python, 'avmae_jax.evaluate', f'--workdir={folder}']
     return {'train': train, TRAINED: evaluate, FRESH: [*evaluate, '--random_init', '--num_pictures=0']}
 
 
-def run(row: str, seed: int, data: str, folder: Path, num_epochs: float | None) -> None:
-    """Everything of one row and seed that is not done yet."""
+def run(row: str, seed: int, data: str, folder: Path, num_epochs: float | None, cores: set[int]) -> None:
+    """Everything of one row and seed that is not done yet, on these cores."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, command in commands(row, seed, data, folder, num_epochs).items():
         if (folder / 'done' / name).exists():
             continue
-        print(f'\n[{row}, seed {seed}: {name}] {shlex.join(command)}', flush=True)
-        subprocess.run(command, check=True, cwd=REPOSITORY)
+        print(f'[{row}, seed {seed}: {name}] {shlex.join(command)}', flush=True)
+        with open(folder / 'log.txt', 'a') as log:
+            subprocess.run(
+                command, check=True, cwd=REPOSITORY, stdout=log, stderr=log,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            )  # fmt: skip
         (folder / 'done').mkdir(exist_ok=True)
         (folder / 'done' / name).touch()
+
+
+def deal_cores(num_jobs: int) -> queue.Queue[set[int]]:
+    """The cores this process may use, in `num_jobs` shares."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: queue.Queue[set[int]] = queue.Queue()
+    for job in range(num_jobs):
+        shares.put(set(cores[job::num_jobs]) or {cores[job % len(cores)]})
+    return shares
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -82,7 +99,7 @@ def figures(content: Mapping[str, Any]) -> dict[str, float]:
     results, values = content['results'], {}
     for score in results['classification']:
         if score['features'] in FEATURES:
-            values[f'{FEATURES[score["features"]]} {score["method"]}'] = score['value']
+            values[f'{score["features"]} {score["method"]}'] = score['value']
     for found in results['retrieval']:
         if found['method'] == 'canonical correlation':
             values[f'{found["query"]} -> {found["candidates"]} R@10'] = found['scores']['recall@10']
@@ -96,7 +113,7 @@ def chance(content: Mapping[str, Any]) -> dict[str, float]:
     """The same columns for guessing, and for the mean of all clips in place of a reconstruction."""
     results, values = content['results'], {}
     for score in results['classification']:
-        values[f'{FEATURES.get(score["features"])} {score["method"]}'] = score['chance']
+        values[f'{score["features"]} {score["method"]}'] = score['chance']
     for found in results['retrieval']:
         values[f'{found["query"]} -> {found["candidates"]} R@10'] = found['chance']['recall@10']
     for error in results['reconstruction']:
@@ -138,16 +155,33 @@ def main(argv: list[str]) -> None:
         sys.exit(f'results_avmnist: --rows={",".join(unknown)}: there are {", ".join(ROWS)}.')
     output, data = Path(_OUTPUT.value).absolute(), str(Path(_DATA.value).absolute())
     runs = {(row, seed): output / f'{row}-seed-{seed}' for seed in map(int, _SEEDS.value) for row in _ROWS.value}
-    for (row, seed), folder in runs.items():
-        if not _TABLE_ONLY.value:
-            run(row, seed, data, folder, _NUM_EPOCHS.value)
-        # After each run, so that there is something to look at while the others go on.
-        found = [(r, kind, content) for (r, _), f in runs.items() for kind, content in read(f).items()]
-        if found:
-            (output / 'results.md').write_text(table(found))
-            flat = [{'row': r, 'kind': kind, **content} for r, kind, content in found]
-            (output / 'results.json').write_text(json.dumps(flat, indent=1) + '\n')
+    if not _TABLE_ONLY.value:
+        shares = deal_cores(_JOBS.value)
+
+        def one(key: tuple[str, int]) -> None:
+            share = shares.get()
+            try:
+                run(*key, data, runs[key], _NUM_EPOCHS.value, share)
+            finally:
+                shares.put(share)
+            write_tables(runs, output)  # After each run, so that there is something to look at while others go on.
+
+        with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
+            for done in concurrent.futures.as_completed([pool.submit(one, key) for key in runs]):
+                if done.exception():
+                    pool.shutdown(cancel_futures=True)
+                done.result()
+    write_tables(runs, output)
     print(f'\n{(output / "results.md").read_text()}\nWritten to {output / "results.md"} and results.json')
+
+
+def write_tables(runs: Mapping[tuple[str, int], Path], output: Path) -> None:
+    found = [(row, kind, content) for (row, _), folder in runs.items() for kind, content in read(folder).items()]
+    if not found:
+        sys.exit(f'results_avmnist: {output} holds no evaluation yet.')
+    (output / 'results.md').write_text(table(found))
+    flat = [{'row': row, 'kind': kind, **content} for row, kind, content in found]
+    (output / 'results.json').write_text(json.dumps(flat, indent=1) + '\n')
 
 
 if __name__ == '__main__':

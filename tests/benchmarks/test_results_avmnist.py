@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ def benchmark(repository):
 
     names = runpy.run_path(str(repository / 'benchmarks/results_avmnist.py'), run_name='results_avmnist')
     yield SimpleNamespace(**names)
-    for name in ('data', 'output', 'rows', 'seeds', 'num_epochs', 'table_only'):
+    for name in ('data', 'output', 'rows', 'seeds', 'num_epochs', 'jobs', 'table_only'):
         delattr(flags.FLAGS, name)
 
 
@@ -19,8 +20,8 @@ def make_results(value):
     return {
         'results': {
             'classification': [
-                {'features': 'video, layer 4', 'method': 'knn', 'value': value, 'chance': 0.1},
-                {'features': 'video', 'method': 'knn', 'value': 0.77, 'chance': 0.1},
+                {'features': 'video', 'method': 'knn', 'value': value, 'chance': 0.1},
+                {'features': 'both (each alone)', 'method': 'knn', 'value': 0.77, 'chance': 0.1},
             ],
             'retrieval': [
                 {
@@ -77,3 +78,11 @@ def test_what_is_finished_is_read_back(benchmark, tmp_path):
         'pretrained': 0.2,
         'random init': 0.3,
     }
+
+
+def test_jobs_share_the_cores_they_may_use(benchmark, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {1, 3, 5})
+    shares = benchmark.deal_cores(2)
+    assert [shares.get(), shares.get()] == [{1, 5}, {3}]
+    shares = benchmark.deal_cores(4)
+    assert [shares.get() for _ in range(4)] == [{1}, {3}, {5}, {1}]
