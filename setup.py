@@ -21,6 +21,7 @@ setup(
     install_requires=[
         'absl-py>=2.1',
         'av>=16,<19',
+        'cloudpickle>=3.0',
         'clu>=0.0.12',
         'etils[epath]>=1.12',
         'flax>=0.12.7,<0.13',

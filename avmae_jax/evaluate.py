@@ -169,7 +169,7 @@ class Evaluator:
                 self.params,
                 stream,
                 sharding=self.rows,
-                num_records=stream.batches.num_records,
+                num_records=len(stream.source),
                 num_batches=len(stream),
                 what=f'{what}, {split}',
             )

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from etils import epath
 
 from avmae_jax import objectives
 from avmae_jax.checkpoints.manager import Checkpoints
-from avmae_jax.data import batches, sources, views
+from avmae_jax.data import batches, sources, views, workers
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import DatasetInfo
 from avmae_jax.models import decoders, encoders, flops, sizes, tokenizers
@@ -332,8 +331,7 @@ def build_eval_stream(
 def _loader_settings(section: Config) -> dict[str, Any]:
     num_workers = section['num_workers']
     if num_workers is None:
-        # Two cores are busy with the step itself; there, threads of this process cost less than processes.
-        num_workers = max(0, (os.cpu_count() or 1) - 2)
+        num_workers = workers.default_num_workers(section['num_threads'])
     return dict(num_workers=num_workers, num_threads=section['num_threads'], stall_seconds=section['stall_seconds'])
 
 

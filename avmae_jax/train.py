@@ -248,7 +248,7 @@ def make_hooks(
         with experiment.build_eval_stream(config, split, batch_size=num_rows) as stream:
             painted = paint_batch(state.params, hosts.global_batch(next(stream), rows))
             media, records = painting.patched(painted, parts.model, parts.objective)
-            ids = [stream.batches.source[int(record)].id for record in records]
+            ids = [stream.source[int(record)].id for record in records]
         sheet = pictures.reconstruction_sheet(media, ids, num_clips=num_pictures, note=f'Step {int(state.step)}.')
         if jax.process_index() == 0:
             pictures.write_png(folder / f'step-{int(state.step):07d}.png', sheet)

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from avmae_jax.data import batches, sampling, schema, sources, tfrecord, video, views
+from avmae_jax.data import batches, sampling, schema, slots, sources, tfrecord, threads, video, views
 from avmae_jax.data.prepare import encode
 from avmae_jax.structs import Clip
 
@@ -150,8 +150,9 @@ def stages(source: sources.ShardedSource, view: views.View) -> dict[str, Callabl
     wanted = sampling.frame_indices(1.0, part.num_frames, part.frame_seconds, FPS, clips[0].num_frames).tolist()
     frames = [[frame.copy() for _, frame in video.decode_frames(clip, wanted, part.short_side)] for clip in clips[:8]]
     crop = video.RandomCrop()
-    loader = batches.TrainBatches(source, view, batch_size=1, seed=0)
-    rows = {name: np.empty(shape, dtype) for name, (shape, dtype) in loader.layout().items()}
+    dataset = batches.train_dataset(source, view, batch_size=1, seed=0)
+    out = np.empty(part.shape, np.uint8)
+    memory = np.empty(16 << 20, np.uint8)
 
     def read(i: int) -> bytes:
         file, k = source.locate(i)
@@ -165,7 +166,7 @@ def stages(source: sources.ShardedSource, view: views.View) -> dict[str, Callabl
         draws = sampling.Draws(0, 0, i, 0)
         (box,) = crop.boxes(*frames[0][0].shape[:2], part.short_side, part.crop_size, draws)
         for t, frame in enumerate(frames[i % len(frames)]):
-            video.cut(frame, box, rows['media/video'][0, t])
+            video.cut(frame, box, out[t])
 
     return {
         'bare decoder (the limit)': _bare_decoder(clips, wanted),
@@ -173,7 +174,7 @@ def stages(source: sources.ShardedSource, view: views.View) -> dict[str, Callabl
         'parsing': lambda i: schema.read_clip(records[i]),
         'decoding': decode,
         'cropping': cut,
-        'a batch of one clip': lambda i: loader.fill(i, rows),
+        'a batch of one clip': lambda i: threads.compute(dataset, i, slots.Slot(memory), map),
     }
 
 

@@ -1,11 +1,19 @@
-"""Batches of a run: this host's rows of step s, as a pure function of (seed, s).
+"""Batches of a run: grain datasets whose element s is this host's rows of step s, a pure function of (seed, s).
 
-    train_stream(...)   steps of an endless shuffled stream; the data position of a run is its step, one integer
-    eval_stream(...)    every record exactly once over all hosts; the last batch is filled with rows of weight 0
+    train_dataset(...)  steps of an endless shuffled stream; the data position of a run is its step, one integer
+    eval_dataset(...)   every record exactly once over all hosts; the last batch is filled with rows of weight 0
+    train_stream(...), eval_stream(...)     the same, computed ahead of time in worker processes or threads
 
-Both iterate over a `TrainBatches` or an `EvalBatches`: sequences whose element s is the batch of step s. Being
-pure sequences, they serve any loader as they are; `grain.MapDataset.source(batches)` works, for one.
-`data/stream.py` computes their elements ahead of time, in threads or processes.
+grain composes them:
+
+    grain.MapDataset.range(num_places)              places in the stream of clips, over all hosts
+        .map(which record lies there)
+        .batch(clips of one host)[host::hosts]      this host's
+        .map(MakeTrainBatch(...))                   read, decode, crop: a Batch
+
+and whoever wants other transformations behind, or grain's own loaders, goes on from there. Reading, decoding and
+cropping are one transformation, since each row is written to where it stays, and since damage may show as late as in
+the last frame of a clip, when another record must take its place. `data/stream.py` runs a dataset ahead of time.
 
 Which clip lies where, for H hosts and V views a clip: global batch s holds the clips at places
 [s * C, (s + 1) * C) of the stream, with C = batch_size / V; the V views of a clip are adjacent rows; host h holds
@@ -14,22 +22,62 @@ rows [h * batch_size / H, (h + 1) * batch_size / H).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import grain
 import numpy as np
 
-from avmae_jax.data import sampling
+from avmae_jax.data import sampling, workbench
 from avmae_jax.data.mixing import Mixture, Place
-from avmae_jax.data.slots import Damaged, Rows
 from avmae_jax.data.sources import Source
 from avmae_jax.data.stream import Stream
 from avmae_jax.data.tfrecord import DamagedRecordError
-from avmae_jax.data.views import ArraySpec, SoundFormat, View
+from avmae_jax.data.views import SoundFormat, View
+from avmae_jax.data.workbench import Damaged
 from avmae_jax.data.workers import TooManyDamagedError
 from avmae_jax.structs import Batch, Clip, Modality
 
 MAX_DAMAGED_RUN = 100  # Damaged records in a row: no longer bit rot, but a lost disk or the wrong reader.
+_ENDLESS = 1 << 52  # Places: 140 years at a million clips a second, and whole numbers that floating point holds.
+
+
+def train_dataset(
+    source: Source | Mixture,
+    view: View,
+    batch_size: int,
+    seed: int,
+    num_steps: int | None = None,
+    host_index: int = 0,
+    host_count: int = 1,
+    views_per_clip: int = 1,
+) -> grain.MapDataset[Batch]:
+    """This host's batches of training.
+
+    Args:
+      batch_size: rows over all hosts; a clip gives `views_per_clip` of them.
+      num_steps: the step to stop before, counted from the beginning of the run; None for an endless stream.
+    """
+    places, make_batch = _train(source, view, batch_size, seed, num_steps, host_index, host_count, views_per_clip)
+    return places.map(make_batch)
+
+
+def eval_dataset(
+    source: Source | Mixture,
+    view: View,
+    batch_size: int,
+    num_clips: int = 1,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> grain.MapDataset[Batch]:
+    """This host's batches of one pass over all records, in their stored order.
+
+    A record gives num_clips * view.eval_crops adjacent rows (moments first, then crops of a moment), which all
+    carry its number in `record`; `batch_size` counts rows over all hosts. Padding has weight 0 and record -1; a
+    damaged record keeps its number and has weight 0.
+    """
+    places, make_batch = _eval(source, view, batch_size, num_clips, host_index, host_count)
+    return places.map(make_batch)
 
 
 def train_stream(
@@ -47,20 +95,18 @@ def train_stream(
     max_damaged_ratio: int | float = 0.01,
     stall_seconds: int | float = 300.0,
 ) -> Stream:
-    """This host's batches of steps start_step, start_step + 1, ...
+    """The batches of `train_dataset` for steps start_step, start_step + 1, ...
 
     Args:
-      batch_size: rows over all hosts; a clip gives `views_per_clip` of them.
       start_step: the first step; a run that goes on passes the step it goes on with.
-      num_steps: the step to stop before, counted from the beginning of the run; None for an endless stream.
       num_workers: processes that prepare whole batches; 0 works in threads of this process.
       num_threads: that prepare the clips of a batch, in each process.
       max_damaged_ratio: share of damaged records above which the stream stops; one is always accepted.
       stall_seconds: without a batch for that long, the stream stops and says what it waited for.
     """
-    batches = TrainBatches(source, view, batch_size, seed, num_steps, host_index, host_count, views_per_clip)
-    steps = range(start_step, len(batches))
-    return Stream(batches, steps, num_workers, num_threads, max_damaged_ratio, stall_seconds)
+    places, make_batch = _train(source, view, batch_size, seed, num_steps, host_index, host_count, views_per_clip)
+    steps = range(start_step, len(places))
+    return Stream(places, make_batch, steps, num_workers, num_threads, max_damaged_ratio, stall_seconds)
 
 
 def eval_stream(
@@ -75,43 +121,65 @@ def eval_stream(
     max_damaged_ratio: int | float = 0.01,
     stall_seconds: int | float = 300.0,
 ) -> Stream:
-    """This host's batches of one pass over all records, in their stored order.
+    """The batches of `eval_dataset`; the other arguments are those of `train_stream`."""
+    places, make_batch = _eval(source, view, batch_size, num_clips, host_index, host_count)
+    steps = range(len(places))
+    return Stream(places, make_batch, steps, num_workers, num_threads, max_damaged_ratio, stall_seconds)
 
-    A record gives num_clips * view.eval_crops adjacent rows (moments first, then crops of a moment), which all
-    carry its number in `record`; `batch_size` counts rows over all hosts. Padding has weight 0 and record -1; a
-    damaged record keeps its number and has weight 0.
+
+# -- From the settings to the clips of a step --
+
+
+def _train(source, view, batch_size, seed, num_steps, host_index, host_count, views_per_clip):
+    """(places: element s is this host's clips of step s, what makes a batch of them)."""
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f'seed must lie in [0, 2**63); got {seed}.')
+    make_batch = MakeTrainBatch(source, view, seed, views_per_clip)
+    clips_per_step = _check_batch_size(batch_size, views_per_clip, host_index, host_count)
+    num_places = (_ENDLESS // clips_per_step if num_steps is None else num_steps) * clips_per_step
+    places = grain.MapDataset.range(num_places).map(functools.partial(make_batch.source.place, seed=seed))
+    return _of_host(places, clips_per_step, host_index, host_count), make_batch
+
+
+def _eval(source, view, batch_size, num_clips, host_index, host_count):
+    if num_clips < 1:
+        raise ValueError(f'num_clips must be at least 1; got {num_clips}.')
+    make_batch = MakeEvalBatch(source, view, num_clips)
+    clips_per_step = _check_batch_size(batch_size, make_batch.rows_per_clip, host_index, host_count)
+    num_steps = -(-len(make_batch.source) // clips_per_step)
+    places = grain.MapDataset.range(num_steps * clips_per_step).map(functools.partial(Place, 0))
+    return _of_host(places, clips_per_step, host_index, host_count), make_batch
+
+
+def _check_batch_size(batch_size: int, rows_per_clip: int, host_index: int, host_count: int) -> int:
+    """Clips of a step, over all hosts."""
+    if not 0 <= host_index < host_count:
+        raise ValueError(f'host_index must lie in [0, host_count={host_count}); got {host_index}.')
+    if batch_size <= 0 or batch_size % (host_count * rows_per_clip):
+        raise ValueError(
+            f'batch_size must be a multiple of hosts * rows a clip = {host_count} * {rows_per_clip}; got {batch_size}.'
+        )
+    return batch_size // rows_per_clip
+
+
+def _of_host(places: grain.MapDataset[Place], clips_per_step: int, host_index: int, host_count: int):
+    return places.batch(clips_per_step // host_count, batch_fn=list)[host_index::host_count]
+
+
+# -- From the clips of a step to its batch --
+
+
+class _MakeBatch(grain.transforms.Map):
+    """What training and evaluation share: the arrays of a batch, and filling the rows of one clip.
+
+    Attributes:
+      source: the datasets that places refer to.
     """
-    batches = EvalBatches(source, view, batch_size, num_clips, host_index, host_count)
-    steps = range(len(batches))
-    return Stream(batches, steps, num_workers, num_threads, max_damaged_ratio, stall_seconds)
 
-
-class _Batches:
-    """What training and evaluation share: the layout of this host's rows, and filling those of one clip."""
-
-    def __init__(
-        self,
-        source: Source | Mixture,
-        view: View,
-        batch_size: int,
-        rows_per_clip: int,
-        host_index: int,
-        host_count: int,
-    ):
-        if not 0 <= host_index < host_count:
-            raise ValueError(f'host_index must lie in [0, host_count={host_count}); got {host_index}.')
-        if batch_size <= 0 or batch_size % (host_count * rows_per_clip):
-            raise ValueError(
-                f'batch_size must be a multiple of hosts * rows a clip = {host_count} * {rows_per_clip}; '
-                f'got {batch_size}.'
-            )
+    def __init__(self, source: Source | Mixture, view: View, rows_per_clip: int):
         self.source = source if isinstance(source, Mixture) else Mixture([source])
         self.view = view
         self.rows_per_clip = rows_per_clip
-        self.num_rows = batch_size // host_count
-        self.clips_per_host = self.num_rows // rows_per_clip  # A step, on this host.
-        self.clips_per_step = batch_size // rows_per_clip  # On all hosts.
-        self.first_clip = host_index * self.clips_per_host
         self.sound = SoundFormat(self.source.sample_rate, self.source.spectrogram_shape)
         stored = {modality for one in self.source.sources for modality in one.info.modalities}
         for modality in view.parts:
@@ -122,129 +190,76 @@ class _Batches:
                 )
         self.labels = self.source.labels
 
-    def layout(self) -> dict[str, ArraySpec]:
-        """Name, shape and dtype of this host's arrays of a step."""
-        rows = (self.num_rows,)
-        found = {}
-        for modality, (shape, dtype) in self.view.layout(self.sound).items():
-            found[f'media/{modality}'] = ArraySpec(rows + shape, dtype)
-            found[f'present/{modality}'] = ArraySpec(rows, np.dtype(bool))
-        for head, classes in self.labels.items():
-            found[f'labels/{head}'] = ArraySpec((*rows, len(classes.names)), np.dtype(np.float32))
-        found['record'] = ArraySpec(rows, np.dtype(np.int32))
-        found['seed'] = ArraySpec((*rows, 2), np.dtype(np.uint32))
-        found['weight'] = ArraySpec(rows, np.dtype(np.float32))
-        found['damaged'] = ArraySpec(rows, np.dtype(np.int32))
-        return found
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def fill(self, step: int, rows: Rows, run: Callable = map) -> Damaged:
-        """Writes the rows of a step; `run` is a map over its clips. Returns (record, reason) of damaged ones."""
-        raise NotImplementedError
-
-    def __getitem__(self, step: Any) -> Batch:
-        step = int(step)
-        if not 0 <= step < len(self):
-            raise IndexError(f'step {step} of {len(self)}')
-        rows = {name: np.empty(shape, dtype) for name, (shape, dtype) in self.layout().items()}
-        self.fill(step, rows)
-        return self.as_batch(rows)
-
-    @property
-    def num_records(self) -> int:
-        return len(self.source)
-
-    @staticmethod
-    def as_batch(rows: Rows) -> Batch:
-        """The arrays of `layout` as a Batch."""
-
-        def group(prefix: str) -> dict[str, np.ndarray]:
-            return {name.removeprefix(prefix): array for name, array in rows.items() if name.startswith(prefix)}
-
+    def empty(self, num_clips: int, make: Callable = np.empty) -> Batch:
+        """A batch that has yet to be filled; its arrays are those that `make(shape, dtype)` gives."""
+        num_rows = num_clips * self.rows_per_clip
+        layout = self.view.layout(self.sound)
         return Batch(
-            media=group('media/'),
-            present=group('present/'),
-            labels=group('labels/'),
-            record=rows['record'],
-            seed=rows['seed'],
-            weight=rows['weight'],
-            damaged=rows['damaged'],
+            media={modality: make((num_rows, *shape), dtype) for modality, (shape, dtype) in layout.items()},
+            present={modality: make((num_rows,), np.dtype(bool)) for modality in layout},
+            labels={
+                head: make((num_rows, len(classes.names)), np.dtype(np.float32))
+                for head, classes in self.labels.items()
+            },
+            record=make((num_rows,), np.dtype(np.int32)),
+            seed=make((num_rows, 2), np.dtype(np.uint32)),
+            weight=make((num_rows,), np.dtype(np.float32)),
+            damaged=make((num_rows,), np.dtype(np.int32)),
         )
 
-    def records(self, step: int) -> list[int]:
-        """The records that this host is to read for a step, were none of them damaged."""
+    def map(self, places: Sequence[Place]) -> Batch:
+        bench = workbench.current()
+        batch = self.empty(len(places), bench.empty)
+
+        def fill(k: int) -> Damaged:
+            at = slice(k * self.rows_per_clip, (k + 1) * self.rows_per_clip)
+            return self.fill_clip(batch, at, *places[k])
+
+        for damaged in bench.run(fill, range(len(places))):
+            for entry in damaged:
+                bench.report(entry)
+        return batch
+
+    def fill_clip(self, batch: Batch, at: slice, epoch: int, record: int) -> Damaged:
+        """Writes the rows of one clip; returns (record, where and why) of the damaged ones that were met."""
         raise NotImplementedError
 
-    def describe(self, step: int) -> str:
-        """Which files this host reads for a step, for people."""
-        where = sorted({self.source.where(record).partition(' at byte')[0] for record in self.records(step)})
-        return ', '.join(where[:3]) + (f' and {len(where) - 3} more files' if len(where) > 3 else '')
-
-    def _write_clip(self, at: slice, record: int, rows: Rows, write: Callable) -> None:
-        """The rows `at` of one clip; raises DamagedRecordError.
+    def _write_clip(self, batch: Batch, at: slice, record: int, write: Callable) -> None:
+        """The rows `at` from a record; raises DamagedRecordError.
 
         Args:
           write: (clip, media of the rows) -> modality -> present.
         """
         media = [
-            {modality: rows[f'media/{modality}'][row] for modality in self.view.parts}
-            for row in range(at.start, at.stop)
+            {modality: batch.media[modality][row] for modality in self.view.parts} for row in range(at.start, at.stop)
         ]
         clip = self.source[record]
         for modality, has in write(clip, media).items():
-            rows[f'present/{modality}'][at] = has
+            batch.present[modality][at] = has
         for head, classes in self.labels.items():
             indices = clip.labels.get(head, [])
             if any(not 0 <= index < len(classes.names) for index in indices):
                 raise DamagedRecordError(f'label {indices} of {head!r}, which has {len(classes.names)} classes')
             labels = np.zeros(len(classes.names), np.float32)
             labels[indices] = 1.0
-            rows[f'labels/{head}'][at] = labels
-        rows['record'][at] = record
-        rows['weight'][at] = 1.0
-        rows['damaged'][at] = 0
+            batch.labels[head][at] = labels
+        batch.record[at] = record
+        batch.weight[at] = 1.0
+        batch.damaged[at] = 0
 
     def _blame(self, record: int, error: Exception) -> tuple[int, str]:
         where = self.source.where(record)
         return record, str(error) if str(error).startswith(where) else f'{where}: {error}'
 
 
-class TrainBatches(_Batches):
-    """Element s is this host's batch of step s of an endless, shuffled stream."""
+class MakeTrainBatch(_MakeBatch):
+    """Random views of each clip; the next record in place of a damaged one."""
 
-    def __init__(
-        self,
-        source: Source | Mixture,
-        view: View,
-        batch_size: int,
-        seed: int,
-        num_steps: int | None = None,
-        host_index: int = 0,
-        host_count: int = 1,
-        views_per_clip: int = 1,
-    ):
-        super().__init__(source, view, batch_size, views_per_clip, host_index, host_count)
-        if not 0 <= seed < 1 << 63:
-            raise ValueError(f'seed must lie in [0, 2**63); got {seed}.')
+    def __init__(self, source: Source | Mixture, view: View, seed: int, views_per_clip: int):
+        super().__init__(source, view, views_per_clip)
         self.seed = seed
-        self.num_steps = num_steps
 
-    def __len__(self) -> int:
-        return (1 << 62) // self.clips_per_step if self.num_steps is None else self.num_steps
-
-    def fill(self, step: int, rows: Rows, run: Callable = map) -> Damaged:
-        places = self._places(step)
-
-        def fill_clip(k: int) -> Damaged:
-            return self._fill_clip(k, *places[k], rows)
-
-        return [entry for damaged in run(fill_clip, range(self.clips_per_host)) for entry in damaged]
-
-    def _fill_clip(self, k: int, epoch: int, record: int, rows: Rows) -> Damaged:
-        """The views of the k-th clip, from `record` or from the first readable one after it."""
-        at = slice(k * self.rows_per_clip, (k + 1) * self.rows_per_clip)
+    def fill_clip(self, batch: Batch, at: slice, epoch: int, record: int) -> Damaged:
         damaged: Damaged = []
         while True:
             draws = [sampling.Draws(self.seed, epoch, record, view) for view in range(self.rows_per_clip)]
@@ -253,71 +268,43 @@ class TrainBatches(_Batches):
                 return self.view.write_train(clip, draws, media, self.sound)
 
             try:
-                self._write_clip(at, record, rows, write)
+                self._write_clip(batch, at, record, write)
                 break
             except DamagedRecordError as error:
                 damaged.append(self._blame(record, error))
             if len(damaged) >= min(MAX_DAMAGED_RUN, len(self.source)):
                 raise TooManyDamagedError(f'{len(damaged)} records in a row cannot be read; the last: {damaged[-1][1]}')
             record = self.source.next_record(record)
-        rows['seed'][at] = [draw.device_seed for draw in draws]
-        rows['damaged'][at] = len(damaged)
+        batch.seed[at] = [draw.device_seed for draw in draws]
+        batch.damaged[at] = len(damaged)
         return damaged
 
-    def records(self, step: int) -> list[int]:
-        return [place.record for place in self._places(step)]
 
-    def _places(self, step: int) -> list[Place]:
-        first = step * self.clips_per_step + self.first_clip
-        return self.source.places(range(first, first + self.clips_per_host), self.seed)
+class MakeEvalBatch(_MakeBatch):
+    """Fixed moments and crops of each clip; rows of weight 0 in place of a damaged one and behind the last one."""
 
-
-class EvalBatches(_Batches):
-    """Element s is this host's batch s of one pass over all records, in their stored order."""
-
-    def __init__(
-        self,
-        source: Source | Mixture,
-        view: View,
-        batch_size: int,
-        num_clips: int = 1,
-        host_index: int = 0,
-        host_count: int = 1,
-    ):
-        if num_clips < 1:
-            raise ValueError(f'num_clips must be at least 1; got {num_clips}.')
-        super().__init__(source, view, batch_size, num_clips * view.eval_crops, host_index, host_count)
+    def __init__(self, source: Source | Mixture, view: View, num_clips: int):
+        super().__init__(source, view, num_clips * view.eval_crops)
         self.moments = num_clips
 
-    def __len__(self) -> int:
-        return -(-len(self.source) // self.clips_per_step)
-
-    def fill(self, step: int, rows: Rows, run: Callable = map) -> Damaged:
-        first = step * self.clips_per_step + self.first_clip
-
-        def fill_clip(k: int) -> Damaged:
-            at = slice(k * self.rows_per_clip, (k + 1) * self.rows_per_clip)
-            record = first + k
-            reason = None
-            if record < len(self.source):
-                rows['seed'][at] = [sampling.Draws(0, 0, record, row).device_seed for row in range(self.rows_per_clip)]
-                try:
-                    self._write_clip(at, record, rows, self._write)
-                    return []
-                except DamagedRecordError as error:
-                    reason = self._blame(record, error)
-            # No other record takes the place of a damaged one, or that other would count twice.
-            for array in rows.values():
+    def fill_clip(self, batch: Batch, at: slice, epoch: int, record: int) -> Damaged:
+        damaged: Damaged = []
+        if record < len(self.source):
+            batch.seed[at] = [sampling.Draws(0, epoch, record, row).device_seed for row in range(self.rows_per_clip)]
+            try:
+                self._write_clip(batch, at, record, self._write)
+                return []
+            except DamagedRecordError as error:
+                damaged = [self._blame(record, error)]
+        # No other record takes the place of a damaged one, or that other would count twice.
+        for arrays in (batch.media, batch.present, batch.labels):
+            for array in arrays.values():
                 array[at] = 0
-            rows['record'][at] = record if reason else -1
-            rows['damaged'][at] = 1 if reason else 0
-            return [reason] if reason else []
-
-        return [entry for damaged in run(fill_clip, range(self.clips_per_host)) for entry in damaged]
+        batch.seed[at] = 0
+        batch.weight[at] = 0
+        batch.record[at] = record if damaged else -1
+        batch.damaged[at] = len(damaged)
+        return damaged
 
     def _write(self, clip: Clip, media: Sequence[Mapping[Modality, np.ndarray]]) -> dict[Modality, bool]:
         return self.view.write_eval(clip, self.moments, media, self.sound)
-
-    def records(self, step: int) -> list[int]:
-        first = step * self.clips_per_step + self.first_clip
-        return list(range(first, min(first + self.clips_per_host, len(self.source))))

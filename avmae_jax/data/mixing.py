@@ -12,8 +12,6 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from avmae_jax.data import order
 from avmae_jax.data.schema import LabelSet
 from avmae_jax.data.sources import Source
@@ -101,13 +99,8 @@ class Mixture:
             place -= taken
         return len(self._shares) - 1, place
 
-    def places(self, places: Sequence[int], seed: int) -> list[Place]:
-        """Epoch and record at these places of the shuffled stream; each dataset is shuffled anew every epoch."""
-        drawn = [self.draw(place) for place in places]
-        cycles = [(k, *divmod(count, len(self.sources[k]))) for k, count in drawn]
-        found = np.zeros(len(cycles), np.int64)
-        for k, epoch in sorted({(k, epoch) for k, epoch, _ in cycles}):
-            at = [row for row, cycle in enumerate(cycles) if cycle[:2] == (k, epoch)]
-            within = np.array([cycles[row][2] for row in at], np.int64)
-            found[at] = self._starts[k] + order.shuffle(within, len(self.sources[k]), seed, k, epoch)
-        return [Place(epoch=cycle[1], record=int(record)) for cycle, record in zip(cycles, found, strict=True)]
+    def place(self, place: int, seed: int) -> Place:
+        """What lies at a place of the shuffled stream; each dataset is shuffled anew every epoch."""
+        k, count = self.draw(place)
+        epoch, within = divmod(count, len(self.sources[k]))
+        return Place(epoch, self._starts[k] + order.shuffle(within, len(self.sources[k]), seed, k, epoch))

@@ -6,30 +6,31 @@ entered at any place, so that resuming is arithmetic.
 
 from __future__ import annotations
 
+import functools
 import math
 
-import numpy as np
-from jaxtyping import Int64
-
 _ROUNDS = 8
+_MASK = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: int) -> int:
     """The finaliser of splitmix64: every input bit flips every output bit half of the time."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)
 
 
-def _keys(*parts: int) -> np.ndarray:
-    state = np.zeros(1, np.uint64)
+@functools.lru_cache(maxsize=64)  # Asked for at every place of an epoch.
+def _keys(*parts: int) -> list[int]:
+    state = 0
     for part in parts:
-        state = _mix(state + np.uint64(0x9E3779B97F4A7C15) + np.array([part & (1 << 64) - 1], np.uint64))
-    return _mix(state + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        state = _mix(state + _STEP + part & _MASK)
+    return [_mix(state + k * _STEP & _MASK) for k in range(1, _ROUNDS + 1)]
 
 
-def shuffle(places: Int64[np.ndarray, 'n'], num_records: int, *key: int) -> Int64[np.ndarray, 'n']:
-    """The records at these places of the order that `key` (seed, dataset, epoch) stands for.
+def shuffle(place: int, num_records: int, *key: int) -> int:
+    """The record at a place of the order that `key` (seed, dataset, epoch) stands for.
 
     A Feistel network on two mixed-radix digits: each round adds to one digit a hash of the other, which can be
     undone, so all rounds together are a bijection of [0, rows * columns). That range is a little larger than
@@ -38,13 +39,11 @@ def shuffle(places: Int64[np.ndarray, 'n'], num_records: int, *key: int) -> Int6
     columns = math.isqrt(num_records - 1) + 1
     rows = -(-num_records // columns)
     keys = _keys(*key)
-    found = np.array(places, np.uint64)
-    outside = np.ones(len(found), bool)
-    while outside.any():
-        high, low = np.divmod(found[outside], np.uint64(columns))
+    while True:
+        high, low = divmod(place, columns)
         for r in range(0, _ROUNDS, 2):
-            high = (high + _mix(low ^ keys[r])) % np.uint64(rows)
-            low = (low + _mix(high ^ keys[r + 1])) % np.uint64(columns)
-        found[outside] = high * np.uint64(columns) + low
-        outside = found >= num_records
-    return found.astype(np.int64)
+            high = (high + _mix(low ^ keys[r])) % rows
+            low = (low + _mix(high ^ keys[r + 1])) % columns
+        place = high * columns + low
+        if place < num_records:
+            return place

@@ -7,71 +7,88 @@ system has none, an unlinked file in /dev/shm serves, whose size is checked firs
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+import pickle
 import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from avmae_jax.data.views import ArraySpec
-from avmae_jax.structs import Batch
-
 _ALIGNMENT = 64  # Of arrays in a slot; jax on CPU takes arrays so aligned without a copy.
 _SHM = Path('/dev/shm')
 
-Rows = dict[str, np.ndarray]
-Damaged = list[tuple[int, str]]  # (record, where and why)
+Span = tuple[int, int]  # Offset and size in bytes, within a slot.
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """A sequence of batches that can be computed into given memory; pickles."""
+def slot_bytes(make_arrays: Callable[[Callable], Any]) -> int:
+    """Size of a slot for the arrays that `make_arrays(empty)` makes by empty(shape, dtype)."""
+    sizes: list[int] = []
 
-    clips_per_host: int
+    def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        sizes.append(_num_bytes(shape, dtype))
+        return np.broadcast_to(np.empty((), dtype), shape)
 
-    @property
-    def num_records(self) -> int: ...
-
-    def layout(self) -> dict[str, ArraySpec]: ...
-
-    def fill(self, step: int, rows: Rows, run: Callable) -> Damaged: ...
-
-    def as_batch(self, rows: Rows) -> Batch: ...
-
-    def describe(self, step: int) -> str: ...
+    make_arrays(empty)
+    return _round_up(sum(_round_up(size, _ALIGNMENT) for size in sizes), mmap.PAGESIZE)
 
 
-class Slots:
-    """Where the arrays of a batch lie within one piece of memory, and the loans of such pieces."""
+class Slot:
+    """Memory for the arrays of one batch, made one behind the other."""
 
-    def __init__(self, layout: dict[str, ArraySpec]):
-        self.places: dict[str, tuple[int, ArraySpec]] = {}
-        self.num_bytes = 0
-        for name, spec in layout.items():
-            self.places[name] = (self.num_bytes, spec)
-            size = int(np.prod(spec.shape)) * spec.dtype.itemsize
-            self.num_bytes += -(-size // _ALIGNMENT) * _ALIGNMENT
-        self.num_bytes = -(-self.num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    def __init__(self, memory: np.ndarray):
+        self._memory = memory
+        self._used = 0
 
-    def arrays(self, slot: np.ndarray) -> Rows:
-        """The arrays of a batch as views of the bytes of a slot."""
-        found = {}
-        for name, (at, spec) in self.places.items():
-            size = int(np.prod(spec.shape)) * spec.dtype.itemsize
-            found[name] = slot[at : at + size].view(spec.dtype).reshape(spec.shape)
-        return found
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array in the slot; elsewhere, once it is full."""
+        size = _num_bytes(shape, dtype)
+        at = self._used
+        if at + size > len(self._memory):
+            return np.empty(shape, dtype)
+        self._used += _round_up(size, _ALIGNMENT)
+        return self._memory[at : at + size].view(dtype).reshape(shape)
 
-    def lend(self, memory: mmap.mmap, offset: int, give_back: Callable, *arguments: Any) -> Rows:
-        """The arrays at `offset`; `give_back(*arguments)` is called when the last view of any of them is gone."""
-        # A new array for each loan: all that is cut from it refers to it, whoever holds it, jax included.
-        slot = np.frombuffer(memory, np.uint8, count=self.num_bytes, offset=offset)
-        weakref.finalize(slot, give_back, *arguments).atexit = False
-        return self.arrays(slot)
+    def pickle(self, element: Any) -> tuple[bytes, list[Span]]:
+        """An element, and where the bytes of its arrays lie; only those outside the slot are copied."""
+        spans: list[Span] = []
+        begin = self._memory.ctypes.data
+
+        def stays(buffer: pickle.PickleBuffer) -> bool:
+            raw = np.frombuffer(buffer.raw(), np.uint8)
+            at = raw.ctypes.data - begin
+            inside = 0 <= at and at + len(raw) <= len(self._memory)
+            if inside:
+                spans.append((at, len(raw)))
+            return not inside
+
+        return pickle.dumps(element, protocol=5, buffer_callback=stays), spans
+
+
+def unpickle(element: bytes, spans: list[Span], memory: np.ndarray) -> Any:
+    """The element whose arrays lie at `spans` of `memory`; they look into it."""
+    return pickle.loads(element, buffers=[memory[at : at + size] for at, size in spans])
+
+
+def lend(memory: mmap.mmap, offset: int, size: int, give_back: Callable, *arguments: Any) -> np.ndarray:
+    """The bytes at `offset`; `give_back(*arguments)` is called when the last view of them is gone."""
+    # A new array for each loan: all that is cut from it refers to it, whoever holds it, jax included.
+    lent = np.frombuffer(memory, np.uint8, count=size, offset=offset)
+    weakref.finalize(lent, give_back, *arguments).atexit = False
+    return lent
+
+
+def _num_bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 def make_shared_file(num_bytes: int) -> int:

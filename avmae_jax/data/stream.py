@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
+import grain
 from absl import logging
 
-from avmae_jax.data.slots import Batches, Damaged
+from avmae_jax.data.mixing import Mixture, Place
+from avmae_jax.data.slots import slot_bytes
 from avmae_jax.data.threads import Threads
+from avmae_jax.data.workbench import Damaged
 from avmae_jax.data.workers import LoaderError, Processes, TooManyDamagedError
 from avmae_jax.structs import Batch
 
 
+@runtime_checkable
+class MakeBatch(Protocol):
+    """A grain transformation from the clips of a step to its batch; see `data/batches.py`."""
+
+    source: Mixture
+
+    def map(self, places: Sequence[Place]) -> Batch: ...
+
+    def empty(self, num_clips: int, make: Callable) -> Batch: ...
+
+
 class Stream:
-    """The batches of these steps in order. Close it, or use it in a `with` statement.
+    """Elements `steps` of the dataset `places.map(make_batch)` in order. Close it, or use it in a `with` statement.
 
     Attributes:
+      source: the datasets that the batches are of.
       wait_seconds: time that the consumer has spent waiting for batches so far.
       step: the step of the next batch.
       stall_seconds: without a batch for that long, the stream stops.
@@ -25,7 +43,8 @@ class Stream:
 
     def __init__(
         self,
-        batches: Batches,
+        places: grain.MapDataset[list[Place]],
+        make_batch: MakeBatch,
         steps: range,
         num_workers: int,
         num_threads: int,
@@ -38,19 +57,23 @@ class Stream:
             )
         if not 0 <= max_damaged_ratio <= 1:
             raise ValueError(f'max_damaged_ratio must lie in [0, 1]; got {max_damaged_ratio}.')
-        self.batches = batches
+        self.source = make_batch.source
         self.wait_seconds = 0.0
+        self._places = places
         self._steps = steps
         self._position = 0
         self._max_damaged_ratio = max_damaged_ratio
         self.stall_seconds = stall_seconds
         self._damaged: set[int] = set()
         self._loader: Threads | Processes | None = None
+        self._clips_per_step = len(places[0]) if len(steps) else 0
+        dataset = places.map(make_batch)
+        num_bytes = slot_bytes(functools.partial(make_batch.empty, self._clips_per_step))
         num_workers = min(num_workers, len(steps))
         if num_workers:
-            self._loader = Processes(batches, steps, num_workers, num_threads)
+            self._loader = Processes(dataset, steps, num_bytes, num_workers, num_threads)
         else:
-            self._loader = Threads(batches, steps, num_threads)
+            self._loader = Threads(dataset, steps, num_bytes, num_threads)
         # Also when the stream is forgotten, or the program ends.
         self._close_loader = weakref.finalize(self, self._loader.close)
 
@@ -84,25 +107,31 @@ class Stream:
             if found is None:
                 raise LoaderError(
                     f'no batch for {self.stall_seconds:.0f} s (stall_seconds): waiting for step {self.step} from '
-                    f'{self._loader.describe(self._position)}, which reads {self.batches.describe(self.step)}. Is the '
+                    f'{self._loader.describe(self._position)}, which reads {self._describe_files()}. Is the '
                     f'disk or the network there?'
                 )
-            rows, damaged = found
+            batch, damaged = found
             self._count_damaged(damaged)
         except BaseException:
             self.close()
             raise
         self._position += 1
         self.wait_seconds += time.monotonic() - began
-        return self.batches.as_batch(rows)
+        return batch
+
+    def _describe_files(self) -> str:
+        """Those that the next step is read from, for people."""
+        records = [place.record for place in self._places[self.step] if place.record < len(self.source)]
+        where = sorted({self.source.where(record).partition(' at byte')[0] for record in records})
+        return ', '.join(where[:3]) + (f' and {len(where) - 3} more files' if len(where) > 3 else '')
 
     def _count_damaged(self, damaged: Damaged) -> None:
         for record, reason in damaged:
             if record not in self._damaged:
                 self._damaged.add(record)
                 logging.warning('Passed over damaged record %d: %s', record, reason)
-        num_records = self.batches.num_records
-        num_read = min((self._position + 1) * self.batches.clips_per_host, num_records)
+        num_records = len(self.source)
+        num_read = min((self._position + 1) * self._clips_per_step, num_records)
         # Judged over a thousand records at least, so that two bad ones at the start do not stop a long run.
         accepted = max(1, int(self._max_damaged_ratio * max(num_read, min(num_records, 1000))))
         if len(self._damaged) > accepted:

@@ -1,15 +1,17 @@
-"""Batches computed ahead of time by worker processes, into shared memory.
+"""Elements of a grain dataset computed ahead of time by worker processes, into shared memory.
 
 A worker is a fresh interpreter, `python -m avmae_jax.data.workers`, not a fork: a process that runs jax must not
 be forked, and a fresh one can be kept free of jax and TensorFlow (2.4 s and 530 MB each). Worker w of W computes
-the steps first + w, first + w + W, ... whole, in threads, straight into its slots of one shared memory. The
-parent hands the slots out in the order of steps without copying them, and a slot goes back to its worker when
-the last array that looks into it is gone; a consumer that holds on to many batches gets copies instead.
+the steps first + w, first + w + W, ... whole, in threads, straight into its slots of one shared memory; what a
+transformation makes elsewhere goes through a pipe. The parent hands the slots out in the order of steps without
+copying them, and a slot goes back to its worker when the last array that looks into it is gone; a consumer that
+holds on to many batches gets copies instead.
 """
 
 from __future__ import annotations
 
 import collections
+import gc
 import mmap
 import multiprocessing.connection
 import os
@@ -21,13 +23,15 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cloudpickle
 import numpy as np
 from absl import logging
 
-from avmae_jax.data.slots import Batches, Damaged, Rows, Slots, make_shared_file
-from avmae_jax.data.threads import ThreadMap
+from avmae_jax.data.slots import Slot, lend, make_shared_file, unpickle
+from avmae_jax.data.threads import ThreadMap, compute
+from avmae_jax.data.workbench import Damaged
 
 
 class LoaderError(RuntimeError):
@@ -38,14 +42,35 @@ class TooManyDamagedError(ValueError):
     """More records are damaged than the run accepts."""
 
 
+MAX_DEFAULT_WORKERS = 16  # Each holds two batches; with two threads, 16 feed eight of the largest accelerators.
+
+
+def default_num_workers(num_threads: int) -> int:
+    """Workers for the cores that this process may use, two of them left to the step; 0 where there are no more."""
+    spare = usable_cores() - 2
+    # On two cores, threads of this process cost less than processes.
+    return min(MAX_DEFAULT_WORKERS, -(-spare // num_threads)) if spare > 0 else 0
+
+
+def usable_cores() -> int:
+    """Cores by the affinity of this process and the limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    try:
+        quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
+        return cores if quota == 'max' else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
 class _Job(NamedTuple):
     """What a worker is told, besides the descriptors on its command line."""
 
-    batches: Batches
+    dataset: Any  # A grain.MapDataset; importing grain here, before jax is kept out, would import jax.
     steps: range
     num_workers: int
     num_threads: int
     num_slots: int
+    slot_bytes: int
     offset: int  # Of the slots in the shared file, behind this job.
     parent: int
 
@@ -59,21 +84,22 @@ class _Worker(NamedTuple):
 class Processes:
     """Worker processes, and the slots they fill."""
 
-    def __init__(self, batches: Batches, steps: range, num_workers: int, num_threads: int):
-        self._slots = Slots(batches.layout())
+    def __init__(self, dataset: Any, steps: range, num_bytes: int, num_workers: int, num_threads: int):
+        self._slot_bytes = num_bytes
         # One to fill while the other is in use; with one worker a loop still holds a batch when it asks for the next.
         self._num_slots = 2 if num_workers > 1 else 3
         self._lent: list[set[int]] = [set() for _ in range(num_workers)]
-        self._ready: dict[int, tuple[int, Damaged]] = {}
+        self._ready: dict[int, tuple] = {}
         self._workers: list[_Worker] = []
-        job = _Job(batches, steps, num_workers, num_threads, self._num_slots, 0, os.getpid())
-        size = len(pickle.dumps(job)) + 64  # The offset, once known, makes it a few bytes longer.
+        job = _Job(dataset, steps, num_workers, num_threads, self._num_slots, num_bytes, 0, os.getpid())
+        # As grain does for its workers: plain pickle knows neither lambdas nor the classes of a notebook.
+        size = len(cloudpickle.dumps(job)) + 64  # The offset, once known, makes it a few bytes longer.
         offset = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        job_bytes = pickle.dumps(job._replace(offset=offset))
-        num_bytes = offset + num_workers * self._num_slots * self._slots.num_bytes
-        fd = make_shared_file(num_bytes)
+        job_bytes = cloudpickle.dumps(job._replace(offset=offset))
+        file_bytes = offset + num_workers * self._num_slots * num_bytes
+        fd = make_shared_file(file_bytes)
         try:
-            self._memory = mmap.mmap(fd, num_bytes)
+            self._memory = mmap.mmap(fd, file_bytes)
             self._memory[: len(job_bytes)] = job_bytes
             self._offset = offset
             for index in range(num_workers):
@@ -88,7 +114,7 @@ class Processes:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._workers]
 
-    def get(self, position: int, timeout: int | float) -> tuple[Rows, Damaged] | None:
+    def get(self, position: int, timeout: int | float) -> tuple[Any, Damaged] | None:
         deadline = time.monotonic() + timeout
         while position not in self._ready:
             left = deadline - time.monotonic()
@@ -99,8 +125,8 @@ class Processes:
             for index, connection in enumerate(connections):
                 if connection in arrived:
                     self._receive(index)
-        slot, damaged = self._ready.pop(position)
-        return self._take(position % len(self._workers), slot), damaged
+        slot, element, spans, damaged = self._ready.pop(position)
+        return unpickle(element, spans, self._take(position % len(self._workers), slot)), damaged
 
     def _receive(self, index: int) -> None:
         try:
@@ -108,22 +134,22 @@ class Processes:
         except (EOFError, OSError):
             raise LoaderError(self._obituary(index)) from None
         if kind == 'ready':
-            self._ready[position] = (content[0], content[1])
+            self._ready[position] = tuple(content)
         elif kind == TooManyDamagedError.__name__:
             raise TooManyDamagedError(content[0])
         else:
             raise LoaderError(f'loader worker {index} failed:\n{content[1]}')
 
-    def _take(self, worker: int, slot: int) -> Rows:
-        at = self._offset + (worker * self._num_slots + slot) * self._slots.num_bytes
+    def _take(self, worker: int, slot: int) -> np.ndarray:
+        at = self._offset + (worker * self._num_slots + slot) * self._slot_bytes
         returns = self._workers[worker].returns
         if len(self._lent[worker]) < self._num_slots - 1:
             self._lent[worker].add(slot)
-            return self._slots.lend(self._memory, at, self._end_loan, self._lent, worker, returns, slot)
+            return lend(self._memory, at, self._slot_bytes, self._end_loan, self._lent, worker, returns, slot)
         # The worker would be left without a slot: the consumer keeps many batches.
-        slot_bytes = np.frombuffer(self._memory, np.uint8, count=self._slots.num_bytes, offset=at).copy()
+        copy = np.frombuffer(self._memory, np.uint8, count=self._slot_bytes, offset=at).copy()
         _return_slot(returns, slot)
-        return self._slots.arrays(slot_bytes)
+        return copy
 
     @staticmethod
     def _end_loan(lent: list[set[int]], worker: int, returns: socket.socket, slot: int) -> None:
@@ -215,6 +241,7 @@ def work(index: int, shared_fd: int, messages_fd: int, returns_fd: int) -> None:
     try:
         try:
             job: _Job = pickle.loads(memory)
+            gc.freeze()  # The collector need not look again and again at all that grain has loaded.
             _fill_slots(index, job, memory, messages, returns)
         except (BrokenPipeError, ConnectionError):
             return  # The parent has closed the stream.
@@ -225,17 +252,18 @@ def work(index: int, shared_fd: int, messages_fd: int, returns_fd: int) -> None:
 
 
 def _fill_slots(index: int, job: _Job, memory: mmap.mmap, messages, returns: socket.socket) -> None:
-    slots = Slots(job.batches.layout())
-    first = job.offset + index * job.num_slots * slots.num_bytes
+    first = job.offset + index * job.num_slots * job.slot_bytes
     free = collections.deque(range(job.num_slots))
     run = ThreadMap(job.num_threads)
     for position in range(index, len(job.steps), job.num_workers):
         while not free:
             free.extend(_receive_slots(returns, job.parent))
-        slot = free.popleft()
-        bytes_ = np.frombuffer(memory, np.uint8, count=slots.num_bytes, offset=first + slot * slots.num_bytes)
-        damaged = job.batches.fill(job.steps[position], slots.arrays(bytes_), run)
-        messages.send(('ready', position, slot, damaged))
+        number = free.popleft()
+        at = first + number * job.slot_bytes
+        slot = Slot(np.frombuffer(memory, np.uint8, count=job.slot_bytes, offset=at))
+        element, damaged = compute(job.dataset, job.steps[position], slot, run)
+        messages.send(('ready', position, number, *slot.pickle(element), damaged))
+        del element, slot
     while True:  # The parent still reads from the slots; the end of the stream ends this process.
         _receive_slots(returns, job.parent)
 
@@ -255,4 +283,7 @@ def _receive_slots(returns: socket.socket, parent: int) -> bytes:
 
 
 if __name__ == '__main__':
+    # grain imports jax where it finds it, does without where not, and warns of that.
+    sys.modules['jax'] = None  # type: ignore[assignment]
+    logging.set_verbosity(logging.ERROR)
     work(*map(int, sys.argv[1:]))

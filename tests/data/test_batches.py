@@ -2,6 +2,7 @@ import collections
 import dataclasses
 import pickle
 
+import grain
 import numpy as np
 import pytest
 
@@ -203,13 +204,44 @@ def test_a_mixture_draws_by_weight_on_any_number_of_hosts(source, toys, tmp_path
         np.testing.assert_array_equal(records, batch.record)
 
 
-def test_grain_takes_the_batches_as_they_are(source):
-    grain = pytest.importorskip('grain')
-    pure = batches.TrainBatches(source, VIEW, batch_size=4, seed=0, num_steps=6)
-    dataset = grain.MapDataset.source(pure)[2::2]
-    assert len(dataset) == 2
-    for ours, theirs in zip(dataset, train(source, batch_size=4, num_steps=6)[2::2], strict=True):
+# -- As grain datasets --
+
+
+@pytest.mark.parametrize('views_per_clip', [1, 2])
+def test_a_dataset_gives_what_the_stream_gives(source, views_per_clip):
+    options = {'batch_size': 4, 'seed': 0, 'num_steps': 6, 'host_index': 1, 'host_count': 2}
+    dataset = batches.train_dataset(source, VIEW, **options, views_per_clip=views_per_clip)
+    assert isinstance(dataset, grain.MapDataset) and len(dataset) == 6
+    for step, theirs in enumerate(train(source, **options, views_per_clip=views_per_clip)):
+        assert_same(dataset[step], theirs)
+
+
+def test_an_evaluation_dataset_too(source):
+    for host in range(2):
+        options = {'batch_size': 8, 'num_clips': 2, 'host_index': host, 'host_count': 2}
+        dataset = batches.eval_dataset(source, VIEW, **options)
+        with batches.eval_stream(source, VIEW, **options) as stream:
+            for step, theirs in enumerate(stream):
+                assert_same(dataset[step], theirs)
+        assert len(dataset) == step + 1 == 3
+
+
+def test_grain_goes_on_from_a_dataset(source):
+    dataset = batches.train_dataset(source, VIEW, batch_size=4, seed=0, num_steps=6)
+    whole = train(source, batch_size=4)
+    read_options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    for ours, theirs in zip(dataset[2::2].to_iter_dataset(read_options), whole[2::2], strict=False):
         assert_same(ours, theirs)
+    assert len(list(dataset[2::2].to_iter_dataset(read_options))) == 2
+    bright = dataset.map(lambda batch: batch._replace(weight=batch.media['video'].astype(np.float32) / 255))
+    np.testing.assert_array_equal(bright[3].weight, whole[3].media['video'].astype(np.float32) / 255)
+
+
+def test_computed_by_grain_alone_damage_is_still_passed_over_and_logged(folder, toys, caplog):
+    dataset = batches.train_dataset(damage(folder, toys, [4]), VIEW, batch_size=11, seed=0)
+    (batch,) = dataset[:1]
+    assert batch.damaged.sum() == 1 and (batch.record == 5).sum() == 2
+    assert 'Passed over damaged record 4: ' in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ def test_weights_are_met_at_every_moment(numbered, weights):
 
 def test_places_are_computed_without_those_before(numbered):
     mixture = mixing.Mixture(numbered(7, 50), (2, 3))
-    whole = mixture.places(range(500), seed=4)
-    assert mixture.places(range(300, 320), seed=4) == whole[300:320]
-    assert mixture.places([10**12], seed=4)[0].epoch > 10**9
+    whole = [mixture.place(p, seed=4) for p in range(500)]
+    assert [mixture.place(p, seed=4) for p in reversed(range(300, 320))] == whole[300:320][::-1]
+    assert mixture.place(10**12, seed=4).epoch > 10**9
 
 
 def test_each_dataset_is_gone_through_once_an_epoch_of_its_own(numbered):
     mixture = mixing.Mixture(numbered(7, 20), (1, 1))
-    seen = collections.Counter(mixture.places(range(280), seed=0))
+    seen = collections.Counter(mixture.place(p, seed=0) for p in range(280))
     assert set(seen.values()) == {1}  # No record twice in an epoch.
     epochs = {epoch for epoch, record in seen if record < 7}
     assert epochs == set(range(20))
@@ -59,7 +59,7 @@ def test_each_dataset_is_gone_through_once_an_epoch_of_its_own(numbered):
 
 def test_without_weights_every_record_counts_alike(numbered):
     mixture = mixing.Mixture(numbered(30, 10))
-    counts = collections.Counter(record for _, record in mixture.places(range(400), seed=0))
+    counts = collections.Counter(mixture.place(p, seed=0).record for p in range(400))
     assert set(counts.values()) == {10}
 
 

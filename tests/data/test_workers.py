@@ -8,10 +8,12 @@ import sys
 import textwrap
 import time
 
+import grain
 import numpy as np
 import pytest
 
 from avmae_jax.data import batches, slots, sources, views, workers
+from avmae_jax.data import stream as stream_lib
 
 VIEW = views.View(
     video=views.VideoView(num_frames=3, frame_seconds=0.2, short_side=40, crop_size=24),
@@ -75,13 +77,53 @@ def test_workers_import_neither_jax_nor_tensorflow(source):
         (pid,) = stream.worker_pids
         maps = pathlib.Path(f'/proc/{pid}/maps').read_text()
     assert 'libav' in maps and 'numpy' in maps  # These it needs, so the test would see the others.
-    assert not [name for name in ('jaxlib', 'tensorflow', 'grain', 'torch') if name in maps]
+    assert not [name for name in ('jaxlib', 'tensorflow', 'torch') if name in maps]
 
 
-def test_the_modules_of_the_input_path_import_neither_jax_nor_tensorflow():
-    code = 'import sys; from avmae_jax.data import batches, mixing, sources, views, workers; print(*sys.modules)'
+def test_of_the_input_path_only_grain_imports_jax():
+    code = textwrap.dedent("""
+        import sys
+        from avmae_jax.data import mixing, sources, views, workers
+        assert not {'jax', 'grain'} & set(sys.modules)
+        sys.modules['jax'] = None
+        from avmae_jax.data import batches
+        print(*sys.modules)
+    """)
     found = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    assert not set(found.split()) & {'jax', 'jaxlib', 'tensorflow', 'tensorflow_datasets', 'grain', 'flax'}
+    assert 'grain' in found.split()
+    assert not set(found.split()) & {'jaxlib', 'tensorflow', 'tensorflow_datasets', 'flax'}
+
+
+def test_a_worker_starts_without_a_word(source, capfd):
+    with open_stream(source, num_workers=1) as stream:
+        next(stream)
+    assert capfd.readouterr().err == ''
+
+
+class Addressed(grain.transforms.Map):
+    """Stands for a transformation that somebody puts behind ours: arrays of its own, and one of ours."""
+
+    def __init__(self, make_batch):
+        self.make_batch, self.source = make_batch, make_batch.source
+
+    def map(self, places):
+        batch = self.make_batch.map(places)
+        return batch._replace(weight=batch.media['video'] / 255, labels={'addressed': batch.media['audio'][:2]})
+
+    def empty(self, num_clips, make):
+        return self.make_batch.empty(num_clips, make)
+
+
+def test_what_lies_outside_the_slot_reaches_the_consumer_too(source):
+    places, make_batch = batches._train(source, VIEW, 4, 0, 5, 0, 1, 1)
+    with open_stream(source, num_steps=5) as stream:
+        expected = list(stream)
+    for num_workers in (0, 1):
+        with stream_lib.Stream(places, Addressed(make_batch), range(5), num_workers, 1, 0.0, 60.0) as stream:
+            for ours, theirs in zip(stream, expected, strict=True):
+                assert same(ours, theirs)
+                np.testing.assert_array_equal(ours.weight, theirs.media['video'] / 255)
+                np.testing.assert_array_equal(ours.labels['addressed'], theirs.media['audio'][:2])
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
@@ -201,15 +243,16 @@ def test_a_hanging_disk_is_an_error_in_threads_too(source):
             next(stream)
 
 
-def test_an_error_in_a_worker_comes_with_its_traceback(source):
-    class Local:  # Cannot be found by the worker, as a class of a notebook cannot.
+def test_a_source_from_a_notebook_works_in_workers(source):
+    class Local(sources.ShardedSource):  # Cannot be found by the worker under its name.
         pass
 
-    with pytest.raises((workers.LoaderError, AttributeError), match='Local'):
-        broken = sources.open_source(pathlib.Path(source.files[0].path).parent)
-        broken.parse = Local
-        with open_stream(broken, num_workers=1) as stream:
-            next(stream)
+    local = Local(source.files, source.parse, source.info, source.split)
+    with open_stream(source) as stream, open_stream(local, num_workers=1) as other:
+        assert all(same(ours, theirs) for ours, theirs in zip(other, stream, strict=True))
+
+
+def test_an_error_in_a_worker_comes_with_its_traceback(source):
     gone = pickle.loads(pickle.dumps(source))
     for file in gone.files:
         file.path = '/nowhere/' + pathlib.Path(file.path).name
@@ -290,3 +333,32 @@ def test_a_stream_says_at_which_step_it_is(source):
         assert stream.step == 3 and len(stream) == 4
         next(stream)
         assert stream.step == 4
+
+
+# -- How many there are where nobody says --
+
+
+@pytest.mark.parametrize(
+    ('cores', 'num_threads', 'expected'),
+    [(1, 2, 0), (2, 2, 0), (3, 2, 1), (4, 2, 1), (8, 2, 3), (8, 1, 6), (26, 2, 12), (34, 2, 16), (224, 2, 16)],
+)
+def test_workers_times_threads_are_the_cores_that_the_step_leaves(monkeypatch, cores, num_threads, expected):
+    monkeypatch.setattr(workers, 'usable_cores', lambda: cores)
+    assert workers.default_num_workers(num_threads) == expected
+
+
+@pytest.mark.parametrize(
+    ('limit', 'expected'),
+    [('max 100000', 6), ('400000 100000', 4), ('50000 100000', 1), ('800000 100000', 6), (None, 6)],
+)
+def test_cores_are_those_of_the_affinity_and_of_the_container(monkeypatch, limit, expected):
+    def read_text(path):
+        assert str(path) == '/sys/fs/cgroup/cpu.max'
+        if limit is None:
+            raise FileNotFoundError
+        return limit
+
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(6)))
+    monkeypatch.setattr(os, 'cpu_count', lambda: 224)
+    monkeypatch.setattr(pathlib.Path, 'read_text', read_text)
+    assert workers.usable_cores() == expected
