@@ -100,6 +100,15 @@ def test_a_worker_starts_without_a_word(source, capfd):
     assert capfd.readouterr().err == ''
 
 
+def test_a_batch_reaches_the_consumer_without_a_copy(source):
+    with open_stream(source, num_workers=1) as stream:
+        batch = next(stream)
+        shared = np.frombuffer(stream._loader._memory, np.uint8)
+        arrays = [*batch.media.values(), *batch.present.values(), *batch.labels.values(), batch.record, batch.damaged]
+        assert all(np.shares_memory(array, shared) and array.ctypes.data % 64 == 0 for array in arrays)
+        del shared
+
+
 class Addressed(grain.transforms.Map):
     """Stands for a transformation that somebody puts behind ours: arrays of its own, and one of ours."""
 
