@@ -13,6 +13,12 @@
 What needs fitting is fitted on `--train_split` and never sees `--split`. Prints tables, and writes
 evaluation/SPLIT-step-STEP.json and .png (reconstructions) into the workdir. `--config.data.path=DIR` evaluates on
 another dataset; any other setting of the run can be given the same way.
+
+Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
+--process_id=I where no cluster is recognised; the first one prints and writes.
+
+Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 65 the data cannot be read;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -35,14 +41,16 @@ from absl import app, flags, logging
 from etils import epath
 
 from avmae_jax import experiment
-from avmae_jax.checkpoints.manager import DIGESTS_FILE, META, Checkpoints
+from avmae_jax.checkpoints.manager import DIGESTS_FILE
+from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.workers import LoaderError
 from avmae_jax.evaluation import painting, passes, pictures, reconstruction, scores, tables
-from avmae_jax.models.blocks import unstack_layers
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 
 WHAT = ('reconstruction', 'knn', 'probe', 'retrieval')
+EXIT_SETTINGS, EXIT_DATA, EXIT_INTERRUPTED = 2, 65, 130
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run: its last good checkpoint; results go there.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'One checkpoint, RUN/checkpoints/STEP, instead of the last.')
@@ -67,6 +75,7 @@ class Subject(NamedTuple):
       config: of its training, with the overrides of the command line.
       name: of its results: 'step-0001000', 'random-init-seed-0'.
       about: where it comes from; goes into the results.
+      params: numpy arrays, the same on every process.
     """
 
     config: dict[str, Any]
@@ -82,22 +91,14 @@ def load_subject(
     checkpoint: epath.PathLike, *, overrides: Mapping[str, Any], random_init: bool = False, seed: int | None = None
 ) -> Subject:
     """The last good checkpoint of a run (or the one named), or what its training began with."""
-    folder, step = experiment.find_checkpoints(checkpoint)
-    with_meta = Checkpoints(folder, read_only=True)
-    step = with_meta.last_good_step(['params', META], step)
-    if step is None:
-        raise ValueError(f'{folder} holds no checkpoint that is whole.')
-    restored = experiment.restore_model(folder / str(step))
-    found = with_meta.restore({}, step)
-    assert found is not None  # With a step it raises instead.
-    meta = found.meta
-    with_meta.close()
-    config = override(restored.config, overrides)
+    restored = experiment.restore_model(checkpoint)
+    meta, step = restored.meta, int(restored.folder.name)
+    config = override(meta['config'], overrides)
     params, name = restored.params, f'step-{step:07d}'
     about = {
-        'checkpoint': str(folder / str(step)),
+        'checkpoint': str(restored.folder),
         'step': step,
-        'digest': hashlib.sha256((folder / str(step) / DIGESTS_FILE).read_bytes()).hexdigest(),
+        'digest': hashlib.sha256((restored.folder / DIGESTS_FILE).read_bytes()).hexdigest(),
         'trained_on': meta['dataset']['digest'],
     }
     objective = experiment.build_objective(config)
@@ -106,7 +107,7 @@ def load_subject(
         shapes = {modality: tuple(shape) for modality, shape in meta['input_shapes'].items()}
         init = experiment.make_init_params(restored.model, objective, shapes)
         # The key that training/state.py initialises with, so that this is what the run began with.
-        params = jax.jit(init)(jax.random.split(jax.random.key(seed))[0])
+        params = jax.tree.map(np.asarray, jax.jit(init)(jax.random.split(jax.random.key(seed))[0]))
         name, about = f'random-init-seed-{seed}', {'random_init': True, 'seed': seed}
     return Subject(
         config=config,
@@ -118,12 +119,6 @@ def load_subject(
         # By the statistics of what it was trained on, whatever it is shown now.
         preprocess=experiment.build_preprocess(config, restored.info),
     )
-
-
-def unroll(subject: Subject) -> Subject:
-    """The same with its layers one by one: what lies between them can be looked at."""
-    looped = override(subject.config, {'model.compute.scan': False, 'model.compute.remat': 'none'})
-    return subject._replace(model=experiment.build_model(looped), params=unstack_layers(subject.params))
 
 
 class Evaluator:
@@ -143,13 +138,12 @@ class Evaluator:
         train_split: str,
         layers: Sequence[int] = (),
     ):
-        self.subject = unroll(subject) if layers else subject
+        self.subject = subject
         self.layers = tuple(layers)
         self.mesh = mesh_lib.make_mesh()
         self.rows = rules.batch_sharding(self.mesh)
-        subject = self.subject
         shardings = rules.state_shardings(subject.params, self.mesh, subject.config['parallel']['rules'])
-        self.params = jax.tree.map(jax.device_put, jax.tree.map(np.asarray, subject.params), shardings)
+        self.params = jax.tree.map(hosts.global_array, subject.params, shardings)
         self.splits = {'train': train_split, 'test': split}
         self.source = experiment.open_sources(subject.config, split)
         self.num_clips = num_clips
@@ -298,8 +292,9 @@ def run(overrides: Mapping[str, Any]) -> None:
     unknown = sorted(set(_WHAT.value) - set(WHAT))
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
-    if _COORDINATOR.value or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
-        hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if any(value is not None for value in job) or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
+        hosts.initialize(*job)
     began = time.monotonic()
     subject = load_subject(checkpoint, overrides=overrides, random_init=_RANDOM_INIT.value, seed=_SEED.value)
     evaluator = Evaluator(
@@ -351,10 +346,19 @@ def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
         raise app.UsageError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
     try:
         run(overrides)
-    except ValueError as error:
+    except (TooManyDamagedError, LoaderError) as error:
+        fail(EXIT_DATA, error)
+    except (ValueError, OSError) as error:
         logging.debug('The setting was found wrong here:', exc_info=True)
-        print(f'evaluate: {error}', file=sys.stderr, flush=True)
-        sys.exit(2)
+        fail(EXIT_SETTINGS, error)
+    except KeyboardInterrupt:
+        fail(EXIT_INTERRUPTED, 'interrupted; nothing was written.')
+
+
+def fail(code: int, error: object) -> NoReturn:
+    print(f'evaluate: {error}', file=sys.stderr, flush=True)
+    hosts.leave(code)
+    sys.exit(code)
 
 
 def _not_chatty(record: python_logging.LogRecord) -> bool:

@@ -22,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from avmae_jax import objectives
-from avmae_jax.checkpoints.manager import Checkpoints
+from avmae_jax.checkpoints.manager import META, Checkpoints
 from avmae_jax.data import batches, sources, views, workers
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import DatasetInfo
@@ -551,36 +551,47 @@ def make_init_params(
 
 
 class RestoredModel(NamedTuple):
-    """Attributes: params: as saved, on this host's devices; info: the dataset it was trained on, without shards."""
+    """What a checkpoint holds of its model; alike on every process of a job.
 
-    config: dict[str, Any]
+    Attributes:
+      folder: of the checkpoint, .../STEP.
+      meta: what `make_meta` wrote.
+      info: the dataset it was trained on, without shards.
+      params: numpy arrays, to be put onto whatever devices there are.
+    """
+
+    folder: epath.Path
+    meta: dict[str, Any]
+    info: DatasetInfo
     model: nn.Module
     params: Any
-    info: DatasetInfo
 
 
 def restore_model(checkpoint: epath.PathLike) -> RestoredModel:
-    """The model of a checkpoint, in any process on any devices; reads neither the dataset nor the optimiser.
+    """The model of a checkpoint, in any number of processes; reads neither the dataset nor the optimiser.
 
     Args:
-      checkpoint: a workdir, its folder `checkpoints`, or the folder of one step in it.
+      checkpoint: a workdir or its folder `checkpoints`, for the newest that is whole; or the folder of one step.
     """
     folder, step = find_checkpoints(checkpoint)
     checkpoints = Checkpoints(folder, read_only=True)
-    found = checkpoints.read_meta(step)
+    step = checkpoints.last_good_step(['params', META], step)
+    found = None if step is None else checkpoints.read_meta(step)
     if found is None:
         raise ValueError(f'{folder} holds no checkpoint that is whole.')
     step, meta = found
-    config, info = meta['config'], DatasetInfo.from_json(json.dumps(meta['dataset']['info']))
-    model, objective = build_model(config, info), build_objective(config)
+    info = DatasetInfo.from_json(json.dumps(meta['dataset']['info']))
+    model, objective = build_model(meta['config'], info), build_objective(meta['config'])
     shapes = {modality: tuple(shape) for modality, shape in meta['input_shapes'].items()}
     params = jax.eval_shape(make_init_params(model, objective, shapes), jax.random.key(0))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params)
+    # Whole on every device: the one placement that each process of any job can fetch from its own.
+    everywhere = jax.NamedSharding(mesh_lib.make_mesh(), jax.P())
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), params)
     restored = checkpoints.restore({'params': target}, step)
     assert restored is not None  # With a step it raises instead.
     checkpoints.close()
-    return RestoredModel(config=config, model=model, params=restored.items['params'], info=info)
+    params = jax.tree.map(np.asarray, restored.items['params'])
+    return RestoredModel(folder=folder / str(step), meta=meta, info=info, model=model, params=params)
 
 
 def find_checkpoints(path: epath.PathLike) -> tuple[epath.Path, int | None]:

@@ -22,7 +22,6 @@ import enum
 import errno
 import itertools
 import logging as python_logging
-import os
 import pathlib
 import re
 import shutil
@@ -353,10 +352,7 @@ def main(argv: list[str]) -> int:
 def fail(code: ExitCode, error: object) -> ExitCode:
     logging.error('%s', error)
     print(f'train: {error}', file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        # An orderly end waits for the other processes, and these wait for this one in the middle of a step.
-        python_logging.shutdown()
-        os._exit(code)
+    hosts.leave(code)
     return code
 
 

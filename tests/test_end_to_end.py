@@ -42,7 +42,7 @@ def test_from_mp4_files_to_figures_and_pictures(start_training, tiny_dataset, re
     assert manager.find_fault(tmp_path / 'checkpoints' / '30') is None
 
     restored = experiment.restore_model(tmp_path)
-    assert restored.info.modalities == ('audio', 'video') and restored.config['num_steps'] == 30
+    assert restored.info.modalities == ('audio', 'video') and restored.meta['config']['num_steps'] == 30
     assert np.isfinite(restored.params['encoder']['joint']['norm']['scale']).all()
 
     command = [sys.executable, '-m', 'avmae_jax.evaluate', f'--workdir={tmp_path}', '--what=reconstruction']
