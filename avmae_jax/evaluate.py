@@ -23,13 +23,11 @@ Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 6
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import json
 import logging as python_logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +38,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import experiment
+from avmae_jax import experiment, settings
 from avmae_jax.checkpoints.manager import DIGESTS_FILE
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
@@ -93,7 +91,7 @@ def load_subject(
     """The last good checkpoint of a run (or the one named), or what its training began with."""
     restored = experiment.restore_model(checkpoint)
     meta, step = restored.meta, int(restored.folder.name)
-    config = override(meta['config'], overrides)
+    config = settings.override(meta['config'], overrides)
     params, name = restored.params, f'step-{step:07d}'
     about = {
         'checkpoint': str(restored.folder),
@@ -189,7 +187,8 @@ class Evaluator:
         paint = painting.make_painter(subject.model, subject.objective, subject.preprocess, num_clips)
         unit = int(np.lcm(self.mesh.size, jax.process_count() * self.num_crops))
         num_rows = -(-num_clips // unit) * unit
-        config = override(subject.config, {'data.num_workers': 0})  # One batch is not worth starting processes.
+        # One batch is not worth starting processes.
+        config = settings.override(subject.config, {'data.num_workers': 0})
         with experiment.build_eval_stream(config, self.splits['test'], batch_size=num_rows) as stream:
             batch = next(iter(stream))
             painted = jax.jit(paint, out_shardings=everywhere)(self.params, hosts.global_batch(batch, self.rows))
@@ -229,47 +228,7 @@ def describe(results: Mapping[str, list[dict]]) -> str:
     return '\n\n'.join(TABLES[kind](rows) for kind, rows in results.items() if rows)
 
 
-# -- Settings --
-
-
-def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with 'section.name' -> value put in; a setting it does not have is an error that names near ones."""
-    config = experiment.to_plain(config)
-    for path, value in values.items():
-        *sections, name = path.split('.')
-        section: Any = config
-        for part in sections:
-            section = experiment.choose(section, path, part)
-            section = section if isinstance(section, Mapping) else {}
-        old = experiment.choose(section, path, name)
-        if not _can_replace(old, value):
-            raise ValueError(f'config.{path} is {old!r}; {value!r} cannot take its place.')
-        section[name] = list(value) if isinstance(value, tuple) else value
-    return config
-
-
-def _can_replace(old: Any, new: Any) -> bool:
-    if isinstance(old, Mapping) or isinstance(new, Mapping):
-        return False
-    if old is None or new is None:
-        return True
-    kinds: dict[type, Any] = {float: (int, float), list: (list, tuple)}
-    return isinstance(new, kinds.get(type(old), type(old))) and isinstance(new, bool) == isinstance(old, bool)
-
-
-def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments without `--config.a.b=value`, and those as 'a.b' -> value. Values are Python literals or words."""
-    rest, found = [], {}
-    for argument in argv:
-        match = re.fullmatch(r'--?config\.([\w.]+)=(.*)', argument, re.DOTALL)
-        if match is None:
-            rest.append(argument)
-            continue
-        try:
-            found[match[1]] = ast.literal_eval(match[2])
-        except (ValueError, SyntaxError):
-            found[match[1]] = match[2]
-    return rest, found
+# -- The command --
 
 
 def versions() -> dict[str, str]:
@@ -366,7 +325,7 @@ def _not_chatty(record: python_logging.LogRecord) -> bool:
 
 
 def run_main() -> None:
-    argv, overrides = split_overrides(sys.argv)
+    argv, overrides = settings.split_overrides(sys.argv)
     logging.get_absl_handler().addFilter(_not_chatty)  # Orbax tells its every move.
     app.run(lambda rest: main(rest, overrides), argv=argv)
 

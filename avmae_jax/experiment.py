@@ -7,8 +7,6 @@ refuses, ends here, before a device is touched. Nothing behind this file sees a 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from etils import epath
 
 from avmae_jax import objectives
@@ -29,112 +26,14 @@ from avmae_jax.data.schema import DatasetInfo
 from avmae_jax.models import decoders, encoders, flops, sizes, tokenizers
 from avmae_jax.models.autoencoder import MaskedAutoencoder
 from avmae_jax.models.blocks import Compute
-from avmae_jax.ops import masking
-from avmae_jax.ops.preprocess import STORED, Preprocess
+from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
-from avmae_jax.parallel import rules
+from avmae_jax.settings import Config, choose, construct
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
 
-Config = Mapping[str, Any]
-
-CONFIG_FILE = 'config.json'
-SECTIONS = (
-    'seed', 'batch_size', 'num_epochs', 'num_steps', 'data', 'video', 'audio', 'image', 'preprocess', 'model',
-    'objective', 'optimizer', 'parallel', 'checkpoint', 'report', 'evaluation',
-)  # fmt: skip
-# What a run may be resumed with a different value of: nothing of it changes what the next step computes.
-HARMLESS = (
-    'data.path', 'data.data_dir', 'data.verify', 'data.num_workers', 'data.num_threads', 'data.max_damaged_ratio',
-    'data.stall_seconds', 'parallel', 'checkpoint', 'report', 'evaluation',
-)  # fmt: skip
-
-
-# -- Reading and comparing --
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """A config (ConfigDict or dict) as JSON would give it back: dicts, lists, strings, numbers, None."""
-    tree = config.to_dict() if hasattr(config, 'to_dict') else config
-    return json.loads(json.dumps(tree))
-
-
-def load_config(path: epath.PathLike) -> dict[str, Any]:
-    """The resolved config of a run: `config.json` itself, or the workdir that holds it."""
-    file = epath.Path(path)
-    if file.is_dir():
-        file = file / CONFIG_FILE
-    if not file.exists():
-        raise ValueError(f'{file} does not exist: a run writes its config there when it starts.')
-    return json.loads(file.read_text())
-
-
-def save_config(config: Config, workdir: epath.PathLike) -> None:
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
-
-
-def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
-    """'optimizer.base_learning_rate' -> value."""
-    if not isinstance(config, Mapping):
-        return {prefix: config}
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flatten(value, f'{prefix}.{name}' if prefix else name)
-    return found
-
-
-def check_resumable(old: Config, new: Config, workdir: epath.PathLike) -> None:
-    """Refuses to go on with a run under settings that would make it another run; names them."""
-    before, now = flatten(old), flatten(new)
-    changed = [
-        f'{name}: {before.get(name, "not there")!r} -> {now.get(name, "not there")!r}'
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name, KeyError) != now.get(name, KeyError)
-        and not any(name == harmless or name.startswith(harmless + '.') for harmless in HARMLESS)
-    ]
-    if changed:
-        raise ValueError(
-            f'{workdir} holds a run with other settings: {"; ".join(changed)}. Give these their old values to go '
-            'on with it, or another --workdir to begin anew.'
-        )
-
-
 # -- Sections to objects --
-
-
-def construct(constructor: Callable[..., Any], where: str, section: Config, /, **more: Any) -> Any:
-    """`constructor(**section, **more)`; an argument it does not have is named with the one that was meant."""
-    known = [name for name in inspect.signature(constructor).parameters if name not in ('self', 'parent', 'name')]
-    for name in section:
-        if name not in known or name in more:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f'config.{where}.{name} is no setting'
-                + (f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.')
-            )
-    try:
-        return constructor(**{name: _unfold(section[name]) for name in section}, **more)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'config.{where}: {error}') from error
-
-
-def choose(table: Mapping[str, Any], where: str, name: str) -> Any:
-    if name not in table:
-        close = difflib.get_close_matches(str(name), table, n=1)
-        raise ValueError(
-            f'config.{where}={name!r} is none of {", ".join(table)}' + (f'; did you mean {close[0]}?' if close else '.')
-        )
-    return table[name]
-
-
-def _unfold(value: Any) -> Any:
-    """Plain dicts and tuples: no config gets past this file."""
-    if isinstance(value, Mapping):
-        return {name: _unfold(value[name]) for name in value}
-    return tuple(_unfold(x) for x in value) if isinstance(value, list | tuple) else value
 
 
 def _without(section: Config, *names: str) -> dict[str, Any]:
@@ -335,9 +234,6 @@ def _loader_settings(section: Config) -> dict[str, Any]:
     return dict(num_workers=num_workers, num_threads=section['num_threads'], stall_seconds=section['stall_seconds'])
 
 
-# -- Checks that need several sections --
-
-
 def input_shapes(view: views.View, preprocess: Preprocess, source: Mixture) -> dict[Modality, tuple[int, ...]]:
     """What preprocessing will make of one row of each modality, without the batch dimension."""
     shapes = {}
@@ -351,116 +247,6 @@ def input_shapes(view: views.View, preprocess: Preprocess, source: Mixture) -> d
             frames = preprocess.num_spec_frames or preprocess.log_mel_convention.num_frames(spec.shape[0])
             shapes[modality] = (frames, preprocess.num_mel_bins)
     return shapes
-
-
-def check(config: Config, source: Mixture) -> None:
-    """Finds settings that do not fit each other or the data, without touching a device; raises ValueError."""
-    for name in config:
-        choose(dict.fromkeys(SECTIONS), name, name)
-    if config['batch_size'] < 1:
-        raise ValueError(f'config.batch_size={config["batch_size"]} must be at least 1.')
-    info = source.sources[0].info
-    parts = build(config, source)
-    model, objective, view, preprocess = parts.model, parts.objective, parts.view, parts.preprocess
-    wanted = {'model.tokenizers': set(model.tokenizers), 'objective.mask_ratio': set(objective.mask_ratio)}
-    for where, modalities in wanted.items():
-        if modalities != set(view.parts):
-            raise ValueError(
-                f'config.{where} is for {_names(modalities)}, the sections of the data are for {_names(view.parts)}: '
-                'choose modalities by the argument modalities=... of the config.'
-            )
-    for one in source.sources:
-        held = set(one.info.modalities) | ({'image'} if 'video' in one.info.modalities else set())
-        if missing := set(view.parts) - held:
-            raise ValueError(
-                f'config wants {_names(view.parts)} and the dataset {one.info.name} has no {_names(missing)}, only '
-                f'{_names(one.info.modalities)}: take another dataset, or other modalities (an argument of the config).'
-            )
-    _check_preprocess(preprocess, source, view)
-    for modality, shape in parts.shapes.items():
-        _check_masking(objective, model.tokenizers[modality], modality, shape)
-    micro, views_per_clip = config['optimizer']['accumulate_steps'], config['data']['views_per_clip']
-    if min(micro, views_per_clip) < 1 or config['batch_size'] % (micro * views_per_clip):
-        raise ValueError(
-            f'config.batch_size={config["batch_size"]} must be a multiple of optimizer.accumulate_steps={micro} times '
-            f'data.views_per_clip={views_per_clip}.'
-        )
-    choose(rules.RULES, 'parallel.rules', config['parallel']['rules'])
-    known = 'legacy' not in config['data']  # Of SequenceExamples only the files are known, by their names.
-    if known and config['evaluation']['every_steps'] and config['evaluation']['split'] not in info.splits:
-        raise ValueError(
-            f'config.evaluation.split={config["evaluation"]["split"]!r} is no split of {info.name} '
-            f'(it has {_names(info.splits)}); config.evaluation.every_steps=0 trains without.'
-        )
-
-
-def _names(names: Any) -> str:
-    return ', '.join(sorted(names)) or 'nothing'
-
-
-def _check_preprocess(preprocess: Preprocess, source: Mixture, view: views.View) -> None:
-    if view.audio is not None:
-        stored = source.spectrogram_shape is not None
-        if stored != (preprocess.convention == STORED):
-            raise ValueError(
-                f'config.preprocess.convention={preprocess.convention!r} and the dataset stores '
-                + (f'log-mels: set it to {STORED!r}.' if stored else 'waveforms: set it to avmae or kaldi.')
-            )
-        if not stored and source.sample_rate != preprocess.sample_rate:
-            raise ValueError(
-                f'The dataset stores sound at {source.sample_rate} Hz, not {preprocess.sample_rate}: prepare it again.'
-            )
-    for one in source.sources:
-        media = one.info.media
-        for part in (view.video, view.image):
-            if part is not None and media.short_side and media.short_side < part.short_side:
-                logging.warning(
-                    '%s stores pictures with a short side of %d; short_side=%d enlarges them.',
-                    one.info.name,
-                    media.short_side,
-                    part.short_side,
-                )
-        longest = max(part.seconds for part in view.parts.values())
-        if media.clip_seconds is not None and longest > media.clip_seconds + 1e-6:
-            logging.warning(
-                '%s stores clips of %.2f s; the config looks at %.2f s: pictures begin anew and sound is silent '
-                'behind the end.',
-                one.info.name,
-                media.clip_seconds,
-                longest,
-            )
-
-
-def _check_masking(
-    objective: objectives.Objective, tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]
-) -> None:
-    ratio = objective.mask_ratio[modality]
-    if not 0 <= ratio < 1:
-        raise ValueError(f'config.objective.mask_ratio.{modality}={ratio} must lie in [0, 1).')
-    axes = tokenizer.axes_of((1, *shape))
-    for size, patch in zip(axes, tokenizer.patch, strict=True):
-        if modality != 'audio' and size % patch:
-            raise ValueError(
-                f'config.model.tokenizers.{modality}.patch={tokenizer.patch} does not divide the {modality} of '
-                f'{" x ".join(map(str, axes))}: choose config.{modality}.crop_size and num_frames as multiples of it.'
-            )
-    try:
-        grid = tokenizer.grid((1, *shape))
-        drawn = masking.drawn_axes(modality, objective.masking.get(modality, 'random'))
-        masking.num_hidden(int(np.prod([grid[axis] for axis in drawn])), ratio)
-    except ValueError as error:
-        raise ValueError(f'config.objective, {modality}: {error}') from error
-
-
-def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """The one check that has to know the devices."""
-    rows = int(np.prod([mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
-    micro = config['batch_size'] // config['optimizer']['accumulate_steps']
-    if micro % rows:
-        raise ValueError(
-            f'config.batch_size={config["batch_size"]} / optimizer.accumulate_steps='
-            f'{config["optimizer"]["accumulate_steps"]} must be a multiple of the {rows} devices that share the batch.'
-        )
 
 
 # -- All of it --

@@ -38,7 +38,7 @@ from absl import flags as absl_flags
 from etils import epath
 from ml_collections import config_flags
 
-from avmae_jax import experiment
+from avmae_jax import checks, experiment, settings
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
@@ -78,10 +78,10 @@ class ExitCode(enum.IntEnum):
     PREEMPTED = 75
 
 
-def train(config: experiment.Config, workdir: epath.Path, source: Mixture) -> ExitCode:
-    """Trains, or goes on training, on the devices of this job; needs `experiment.check` to have passed."""
+def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> ExitCode:
+    """Trains, or goes on training, on the devices of this job; needs `checks.check` to have passed."""
     mesh = mesh_lib.make_mesh(**{axis: config['parallel'][axis] for axis in mesh_lib.AXES})
-    experiment.check_devices(config, mesh)
+    checks.check_devices(config, mesh)
     parts = experiment.build(config, source)
     length = parts.length
     logging.info(
@@ -130,7 +130,7 @@ def train(config: experiment.Config, workdir: epath.Path, source: Mixture) -> Ex
             metric_writer = writer.MetricWriter(workdir, start_step) if is_first else writer.NullWriter()
             stack.callback(metric_writer.close)
             if start_step == 0:
-                metric_writer.write_hparams(experiment.flatten(config))
+                metric_writer.write_hparams(settings.flatten(config))
             stream = stack.enter_context(experiment.build_train_stream(config, source, start_step, length.num_steps))
             batches = hosts.Prefetch(stream, rows)
             stack.callback(batches.close)
@@ -172,7 +172,7 @@ def train(config: experiment.Config, workdir: epath.Path, source: Mixture) -> Ex
 
 
 def compile_step(
-    config: experiment.Config, parts: experiment.Parts, source: Mixture, *, abstract: Any, shardings: Any, rows: Any
+    config: settings.Config, parts: experiment.Parts, source: Mixture, *, abstract: Any, shardings: Any, rows: Any
 ) -> Any:
     """The training step, compiled for this mesh."""
     train_step = step_lib.make_train_step(
@@ -220,7 +220,7 @@ def restore(
 
 
 def make_hooks(
-    config: experiment.Config, parts: experiment.Parts, *, rows: Any, metric_writer: Any, folder: epath.Path
+    config: settings.Config, parts: experiment.Parts, *, rows: Any, metric_writer: Any, folder: epath.Path
 ) -> dict[str, loop.Hook]:
     """Evaluation on the other split, whose loss ranks checkpoints, and pictures of reconstructions."""
     evaluation, num_pictures = config['evaluation'], config['report']['num_pictures']
@@ -283,16 +283,16 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str,
 # -- The command --
 
 
-def run(config: experiment.Config, workdir: epath.Path) -> ExitCode:
+def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     """Checks settings and data, starts the job, trains."""
     source = experiment.open_sources(config)
-    experiment.check(config, source)
-    if (workdir / experiment.CONFIG_FILE).exists():
-        experiment.check_resumable(experiment.load_config(workdir), config, workdir)
+    checks.check(config, source)
+    if (workdir / settings.CONFIG_FILE).exists():
+        settings.check_resumable(settings.load_config(workdir), config, workdir)
     if _DISTRIBUTED.value:
         hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if jax.process_index() == 0:
-        experiment.save_config(config, workdir)
+        settings.save_config(config, workdir)
     log_to_file(workdir / 'train.log')
     return train(config, workdir, source)
 
@@ -332,7 +332,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f'What is {" ".join(argv[1:])}? Settings are given as --config.name=value.')
     workdir = epath.Path(_WORKDIR.value)
     try:
-        return run(experiment.to_plain(_CONFIG.value), workdir)
+        return run(settings.to_plain(_CONFIG.value), workdir)
     except (TooManyDamagedError, LoaderError) as error:
         return fail(ExitCode.DATA, error)
     except nonfinite.NonFiniteError as error:

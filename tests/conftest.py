@@ -119,15 +119,15 @@ def small_config(tiny_dataset):
     """(argument of the config, **changes) -> the smallest config as plain dicts, on `tiny_dataset`."""
 
     def make(arguments: str | None = None, **changes: object) -> dict:
-        from avmae_jax import experiment
+        from avmae_jax import settings
         from configs import tiny
 
         config = tiny.get_config(arguments)
-        there = experiment.flatten(config.to_dict())
+        there = settings.flatten(config.to_dict())
         for name, value in {**SMALLEST, 'data.path': str(tiny_dataset), **changes}.items():
             if name in there:  # Not so: sections of a modality that is left out, the fusion layer of most encoders.
                 config.update_from_flattened_dict({name: value})
-        return experiment.to_plain(config)
+        return settings.to_plain(config)
 
     return make
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import pytest
 
-from avmae_jax import experiment, train
+from avmae_jax import checks, experiment, settings, train
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import DatasetInfo, MediaSettings
 from avmae_jax.models import sizes
@@ -60,9 +60,9 @@ def build(name: str, arguments: str | None = None, **changes):
     config = CONFIGS[name].get_config(arguments)
     config.data.path = 'somewhere'
     config.update_from_flattened_dict(changes)
-    config = experiment.to_plain(config)
+    config = settings.to_plain(config)
     source = source_for(name)
-    experiment.check(config, source)
+    checks.check(config, source)
     return config, experiment.build(config, source)
 
 
@@ -172,14 +172,14 @@ def test_every_leaf_of_a_config_is_read(name, monkeypatch):
     config, _ = build(name)
     read: set[str] = set()
     watched, source = Watched(config, read), source_for(name)
-    experiment.check(watched, source)
-    experiment.check_devices(watched, mesh_lib.make_mesh())
+    checks.check(watched, source)
+    checks.check_devices(watched, mesh_lib.make_mesh())
     monkeypatch.setattr(experiment.batches, 'train_stream', lambda source, view, **settings: settings)
     monkeypatch.setattr(experiment.sources, 'open_source', lambda *args, **settings: source.sources[0])
     experiment.build_train_stream(watched, experiment.open_sources(watched))
     # What is left is for the loop and what is done beside it.
     verb = pathlib.Path(train.__file__).read_text()
-    for path in sorted(set(experiment.flatten(config)) - read):
+    for path in sorted(set(settings.flatten(config)) - read):
         section, _, leaf = path.partition('.')
         assert section in ('seed', 'parallel', 'checkpoint', 'report', 'evaluation'), f'nobody reads config.{path}'
         if section == 'parallel' and leaf in mesh_lib.AXES:
@@ -219,7 +219,7 @@ def test_a_wrong_setting_is_named_with_its_remedy(setting, monkeypatch):
 def test_a_dataset_without_the_wanted_modality_is_refused():
     config, _ = build('tiny')
     with pytest.raises(ValueError, match='has no audio, video'):
-        experiment.check(config, source_for('imagenet'))
+        checks.check(config, source_for('imagenet'))
 
 
 def test_sequence_examples_of_the_reference_are_trained_on_as_they_are(reference):
@@ -229,9 +229,9 @@ def test_sequence_examples_of_the_reference_are_trained_on_as_they_are(reference
     config.update_from_flattened_dict(
         {'preprocess.num_spec_frames': 80, 'preprocess.num_mel_bins': 16, 'batch_size': 3, 'num_epochs': 10}
     )
-    config = experiment.to_plain(config)
+    config = settings.to_plain(config)
     source = experiment.open_sources(config)
-    experiment.check(config, source)
+    checks.check(config, source)
     assert experiment.build(config, source).shapes['audio'] == (80, 16)
     with experiment.build_train_stream(config, source) as stream:
         assert next(stream).media['audio'].shape == (3, 80, 16)
@@ -241,7 +241,7 @@ def test_a_setting_that_does_not_exist_is_refused_with_the_one_that_was_meant():
     config, _ = build('tiny')
     config['model']['encoder']['fusion_layr'] = 3
     with pytest.raises(ValueError, match=r'model.encoder.fusion_layr.*did you mean fusion_layer'):
-        experiment.check(config, source_for('tiny'))
+        checks.check(config, source_for('tiny'))
 
 
 @pytest.mark.parametrize('arguments', ['encodr=mid', 'encoder=middle', 'modalities=sound', 'size'])
@@ -253,14 +253,14 @@ def test_a_wrong_argument_of_a_config_lists_the_right_ones(arguments):
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     config, _ = build('tiny', batch_size=12)
     with pytest.raises(ValueError, match='multiple of the 8 devices'):
-        experiment.check_devices(config, mesh_lib.make_mesh())
+        checks.check_devices(config, mesh_lib.make_mesh())
 
 
 def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):
     config, _ = build('tiny')
-    experiment.save_config(config, tmp_path)
-    assert experiment.load_config(tmp_path) == config
+    settings.save_config(config, tmp_path)
+    assert settings.load_config(tmp_path) == config
     other = {**config, 'data': {**config['data'], 'num_workers': 3}, 'report': {'log_every_steps': 7}}
-    experiment.check_resumable(config, other, tmp_path)  # What changes nothing that is computed may change.
+    settings.check_resumable(config, other, tmp_path)  # What changes nothing that is computed may change.
     with pytest.raises(ValueError, match='seed: 0 -> 1'):
-        experiment.check_resumable(config, {**config, 'seed': 1}, tmp_path)
+        settings.check_resumable(config, {**config, 'seed': 1}, tmp_path)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from avmae_jax import experiment
+from avmae_jax import experiment, settings
 from avmae_jax.checkpoints import manager
 from avmae_jax.data import tfrecord
 from avmae_jax.training.writer import read_scalars
@@ -38,7 +38,7 @@ def test_from_mp4_files_to_figures_and_pictures(start_training, tiny_dataset, re
     assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == ['step-0000015.png', 'step-0000030.png']
     assert any((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert 'encoder/joint/norm/scale' in (tmp_path / 'parameters.txt').read_text()
-    assert experiment.load_config(tmp_path)['num_steps'] == 30
+    assert settings.load_config(tmp_path)['num_steps'] == 30
     assert manager.find_fault(tmp_path / 'checkpoints' / '30') is None
 
     restored = experiment.restore_model(tmp_path)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from avmae_jax import evaluate, experiment
+from avmae_jax import evaluate, experiment, settings
 from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.training.state import to_items
 
@@ -21,14 +21,14 @@ def workdir(tmp_path_factory, tiny_dataset, smallest, repository):
     folder = tmp_path_factory.mktemp('run')
     config = runpy.run_path(str(repository / 'configs/tiny.py'))['get_config']()
     config.update_from_flattened_dict({'data.path': str(tiny_dataset), 'data.num_workers': 0, **smallest})
-    config = experiment.to_plain(config)
+    config = settings.to_plain(config)
     source = experiment.open_sources(config)
     parts = experiment.build(config, source)
     state = jax.jit(experiment.make_init(parts))(jax.random.key(config['seed']))
     checkpoints = Checkpoints(folder / 'checkpoints')
     checkpoints.save(0, to_items(state), experiment.make_meta(config, source, parts.shapes, state))
     checkpoints.close()
-    experiment.save_config(config, folder)
+    settings.save_config(config, folder)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_results_of_one_subject_are_kept_together(tmp_path):
 
 
 def test_overrides_are_taken_out_of_the_command_line():
-    rest, found = evaluate.split_overrides(
+    rest, found = settings.split_overrides(
         ['evaluate', '--workdir=X', '--config.data.path=some/dir', '--config.batch_size=8', '-config.a.b=None']
     )
     assert rest == ['evaluate', '--workdir=X']
@@ -87,16 +87,16 @@ def test_overrides_are_taken_out_of_the_command_line():
 
 def test_an_override_must_exist_and_fit():
     config = {'batch_size': 8, 'data': {'path': 'x', 'rate': 0.5, 'flip': True, 'mean': None}}
-    changed = evaluate.override(config, {'data.rate': 1, 'data.mean': 3.0, 'batch_size': 4})
+    changed = settings.override(config, {'data.rate': 1, 'data.mean': 3.0, 'batch_size': 4})
     assert changed == {'batch_size': 4, 'data': {'path': 'x', 'rate': 1, 'flip': True, 'mean': 3.0}}
     assert config['batch_size'] == 8
     with pytest.raises(ValueError, match='did you mean path'):
-        evaluate.override(config, {'data.pth': 'y'})
+        settings.override(config, {'data.pth': 'y'})
     for name, value in (('batch_size', 'many'), ('batch_size', True), ('data', 3), ('data.path', 4)):
         with pytest.raises(ValueError, match=f'config.{name} is'):
-            evaluate.override(config, {name: value})
+            settings.override(config, {name: value})
     with pytest.raises(ValueError, match='data.path.more'):
-        evaluate.override(config, {'data.path.more': 1})
+        settings.override(config, {'data.path.more': 1})
 
 
 def test_a_damaged_checkpoint_is_not_scored(workdir, tmp_path):

@@ -11,12 +11,13 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
 VERBS = {'train', 'evaluate', 'prepare', 'inspect', 'make_clips', 'demo'}
 # Neighbours of a layer are strangers to each other.
 LAYERS = (
-    {'structs', 'progress'},
+    {'structs', 'progress', 'settings'},
     {'ops'},
     {'models', 'objectives', 'data', 'parallel'},
     {'checkpoints', 'weights'},
     {'training', 'evaluation'},
     {'experiment'},
+    {'checks'},
     VERBS,
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

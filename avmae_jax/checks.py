@@ -1,0 +1,138 @@
+"""Finds settings that do not fit each other, the data or the devices, and says which one to change to what.
+
+What one constructor can see for itself it refuses itself; here is what takes several sections or the dataset.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from avmae_jax import experiment, objectives
+from avmae_jax.data import views
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.models import tokenizers
+from avmae_jax.ops import masking
+from avmae_jax.ops.preprocess import STORED, Preprocess
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
+from avmae_jax.settings import Config, choose
+from avmae_jax.structs import Modality
+
+SECTIONS = (
+    'seed', 'batch_size', 'num_epochs', 'num_steps', 'data', 'video', 'audio', 'image', 'preprocess', 'model',
+    'objective', 'optimizer', 'parallel', 'checkpoint', 'report', 'evaluation',
+)  # fmt: skip
+
+
+def check(config: Config, source: Mixture) -> None:
+    """Finds settings that do not fit each other or the data, without touching a device; raises ValueError."""
+    for name in config:
+        choose(dict.fromkeys(SECTIONS), name, name)
+    if config['batch_size'] < 1:
+        raise ValueError(f'config.batch_size={config["batch_size"]} must be at least 1.')
+    info = source.sources[0].info
+    parts = experiment.build(config, source)
+    model, objective, view, preprocess = parts.model, parts.objective, parts.view, parts.preprocess
+    wanted = {'model.tokenizers': set(model.tokenizers), 'objective.mask_ratio': set(objective.mask_ratio)}
+    for where, modalities in wanted.items():
+        if modalities != set(view.parts):
+            raise ValueError(
+                f'config.{where} is for {_names(modalities)}, the sections of the data are for {_names(view.parts)}: '
+                'choose modalities by the argument modalities=... of the config.'
+            )
+    for one in source.sources:
+        held = set(one.info.modalities) | ({'image'} if 'video' in one.info.modalities else set())
+        if missing := set(view.parts) - held:
+            raise ValueError(
+                f'config wants {_names(view.parts)} and the dataset {one.info.name} has no {_names(missing)}, only '
+                f'{_names(one.info.modalities)}: take another dataset, or other modalities (an argument of the config).'
+            )
+    _check_preprocess(preprocess, source, view)
+    for modality, shape in parts.shapes.items():
+        _check_masking(objective, model.tokenizers[modality], modality, shape)
+    micro, views_per_clip = config['optimizer']['accumulate_steps'], config['data']['views_per_clip']
+    if min(micro, views_per_clip) < 1 or config['batch_size'] % (micro * views_per_clip):
+        raise ValueError(
+            f'config.batch_size={config["batch_size"]} must be a multiple of optimizer.accumulate_steps={micro} times '
+            f'data.views_per_clip={views_per_clip}.'
+        )
+    choose(rules.RULES, 'parallel.rules', config['parallel']['rules'])
+    known = 'legacy' not in config['data']  # Of SequenceExamples only the files are known, by their names.
+    if known and config['evaluation']['every_steps'] and config['evaluation']['split'] not in info.splits:
+        raise ValueError(
+            f'config.evaluation.split={config["evaluation"]["split"]!r} is no split of {info.name} '
+            f'(it has {_names(info.splits)}); config.evaluation.every_steps=0 trains without.'
+        )
+
+
+def _names(names: Any) -> str:
+    return ', '.join(sorted(names)) or 'nothing'
+
+
+def _check_preprocess(preprocess: Preprocess, source: Mixture, view: views.View) -> None:
+    if view.audio is not None:
+        stored = source.spectrogram_shape is not None
+        if stored != (preprocess.convention == STORED):
+            raise ValueError(
+                f'config.preprocess.convention={preprocess.convention!r} and the dataset stores '
+                + (f'log-mels: set it to {STORED!r}.' if stored else 'waveforms: set it to avmae or kaldi.')
+            )
+        if not stored and source.sample_rate != preprocess.sample_rate:
+            raise ValueError(
+                f'The dataset stores sound at {source.sample_rate} Hz, not {preprocess.sample_rate}: prepare it again.'
+            )
+    for one in source.sources:
+        media = one.info.media
+        for part in (view.video, view.image):
+            if part is not None and media.short_side and media.short_side < part.short_side:
+                logging.warning(
+                    '%s stores pictures with a short side of %d; short_side=%d enlarges them.',
+                    one.info.name,
+                    media.short_side,
+                    part.short_side,
+                )
+        longest = max(part.seconds for part in view.parts.values())
+        if media.clip_seconds is not None and longest > media.clip_seconds + 1e-6:
+            logging.warning(
+                '%s stores clips of %.2f s; the config looks at %.2f s: pictures begin anew and sound is silent '
+                'behind the end.',
+                one.info.name,
+                media.clip_seconds,
+                longest,
+            )
+
+
+def _check_masking(
+    objective: objectives.Objective, tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]
+) -> None:
+    ratio = objective.mask_ratio[modality]
+    if not 0 <= ratio < 1:
+        raise ValueError(f'config.objective.mask_ratio.{modality}={ratio} must lie in [0, 1).')
+    axes = tokenizer.axes_of((1, *shape))
+    for size, patch in zip(axes, tokenizer.patch, strict=True):
+        if modality != 'audio' and size % patch:
+            raise ValueError(
+                f'config.model.tokenizers.{modality}.patch={tokenizer.patch} does not divide the {modality} of '
+                f'{" x ".join(map(str, axes))}: choose config.{modality}.crop_size and num_frames as multiples of it.'
+            )
+    try:
+        grid = tokenizer.grid((1, *shape))
+        drawn = masking.drawn_axes(modality, objective.masking.get(modality, 'random'))
+        masking.num_hidden(int(np.prod([grid[axis] for axis in drawn])), ratio)
+    except ValueError as error:
+        raise ValueError(f'config.objective, {modality}: {error}') from error
+
+
+def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """The one check that has to know the devices."""
+    rows = int(np.prod([mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
+    micro = config['batch_size'] // config['optimizer']['accumulate_steps']
+    if micro % rows:
+        raise ValueError(
+            f'config.batch_size={config["batch_size"]} / optimizer.accumulate_steps='
+            f'{config["optimizer"]["accumulate_steps"]} must be a multiple of the {rows} devices that share the batch.'
+        )

@@ -1,0 +1,154 @@
+"""The settings of a run as plain values: read, written, compared, overridden, handed to a constructor.
+
+Imports nothing of what a config describes: `experiment.py` is where a name in it becomes a thing.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+Config = Mapping[str, Any]
+
+CONFIG_FILE = 'config.json'
+# What a run may be resumed with a different value of: nothing of it changes what the next step computes.
+HARMLESS = (
+    'data.path', 'data.data_dir', 'data.verify', 'data.num_workers', 'data.num_threads', 'data.max_damaged_ratio',
+    'data.stall_seconds', 'parallel', 'checkpoint', 'report', 'evaluation',
+)  # fmt: skip
+
+
+# -- Reading and comparing --
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config (ConfigDict or dict) as JSON would give it back: dicts, lists, strings, numbers, None."""
+    tree = config.to_dict() if hasattr(config, 'to_dict') else config
+    return json.loads(json.dumps(tree))
+
+
+def load_config(path: epath.PathLike) -> dict[str, Any]:
+    """The resolved config of a run: `config.json` itself, or the workdir that holds it."""
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / CONFIG_FILE
+    if not file.exists():
+        raise ValueError(f'{file} does not exist: a run writes its config there when it starts.')
+    return json.loads(file.read_text())
+
+
+def save_config(config: Config, workdir: epath.PathLike) -> None:
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
+    """'optimizer.base_learning_rate' -> value."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flatten(value, f'{prefix}.{name}' if prefix else name)
+    return found
+
+
+def check_resumable(old: Config, new: Config, workdir: epath.PathLike) -> None:
+    """Refuses to go on with a run under settings that would make it another run; names them."""
+    before, now = flatten(old), flatten(new)
+    changed = [
+        f'{name}: {before.get(name, "not there")!r} -> {now.get(name, "not there")!r}'
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, KeyError) != now.get(name, KeyError)
+        and not any(name == harmless or name.startswith(harmless + '.') for harmless in HARMLESS)
+    ]
+    if changed:
+        raise ValueError(
+            f'{workdir} holds a run with other settings: {"; ".join(changed)}. Give these their old values to go '
+            'on with it, or another --workdir to begin anew.'
+        )
+
+
+# -- Handing over --
+
+
+def construct(constructor: Callable[..., Any], where: str, section: Config, /, **more: Any) -> Any:
+    """`constructor(**section, **more)`; an argument it does not have is named with the one that was meant."""
+    known = [name for name in inspect.signature(constructor).parameters if name not in ('self', 'parent', 'name')]
+    for name in section:
+        if name not in known or name in more:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f'config.{where}.{name} is no setting'
+                + (f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.')
+            )
+    try:
+        return constructor(**{name: _unfold(section[name]) for name in section}, **more)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'config.{where}: {error}') from error
+
+
+def choose(table: Mapping[str, Any], where: str, name: str) -> Any:
+    if name not in table:
+        close = difflib.get_close_matches(str(name), table, n=1)
+        raise ValueError(
+            f'config.{where}={name!r} is none of {", ".join(table)}' + (f'; did you mean {close[0]}?' if close else '.')
+        )
+    return table[name]
+
+
+def _unfold(value: Any) -> Any:
+    """Plain dicts and tuples: no config gets past this file."""
+    if isinstance(value, Mapping):
+        return {name: _unfold(value[name]) for name in value}
+    return tuple(_unfold(x) for x in value) if isinstance(value, list | tuple) else value
+
+
+# -- From the command line --
+
+
+def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with 'section.name' -> value put in; a setting it does not have is an error that names near ones."""
+    config = to_plain(config)
+    for path, value in values.items():
+        *sections, name = path.split('.')
+        section: Any = config
+        for part in sections:
+            section = choose(section, path, part)
+            section = section if isinstance(section, Mapping) else {}
+        old = choose(section, path, name)
+        if not _can_replace(old, value):
+            raise ValueError(f'config.{path} is {old!r}; {value!r} cannot take its place.')
+        section[name] = list(value) if isinstance(value, tuple) else value
+    return config
+
+
+def _can_replace(old: Any, new: Any) -> bool:
+    if isinstance(old, Mapping) or isinstance(new, Mapping):
+        return False
+    if old is None or new is None:
+        return True
+    kinds: dict[type, Any] = {float: (int, float), list: (list, tuple)}
+    return isinstance(new, kinds.get(type(old), type(old))) and isinstance(new, bool) == isinstance(old, bool)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without `--config.a.b=value`, and those as 'a.b' -> value. Values are Python literals or words."""
+    rest, found = [], {}
+    for argument in argv:
+        match = re.fullmatch(r'--?config\.([\w.]+)=(.*)', argument, re.DOTALL)
+        if match is None:
+            rest.append(argument)
+            continue
+        try:
+            found[match[1]] = ast.literal_eval(match[2])
+        except (ValueError, SyntaxError):
+            found[match[1]] = match[2]
+    return rest, found
