@@ -10,9 +10,13 @@
   knn, probe       classes from frozen features of audio, video and both: nearest neighbours, a linear probe
   retrieval        finding a clip's picture by its sound, and the other way round
 
-What needs fitting is fitted on `--train_split` and never sees `--split`. Prints tables, and writes
-evaluation/SPLIT-step-STEP.json and .png (reconstructions) into the workdir. `--config.data.path=DIR` evaluates on
-another dataset; any other setting of the run can be given the same way.
+What needs fitting is fitted on `--train_split` and never sees `--split`. Prints tables, and writes into the workdir
+
+  evaluation/SPLIT-step-STEP.json          what was found, of which checkpoint, on which data, by which versions
+  evaluation/SPLIT-step-STEP.png           clips, what was left of them, and their reconstructions
+  evaluation/SPLIT-step-STEP-sounds/*.wav  the same to listen to: CLIP-input, CLIP-left, CLIP-reconstructed
+
+`--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way.
 
 Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I where no cluster is recognised; the first one prints and writes.
@@ -43,9 +47,11 @@ from avmae_jax.checkpoints.manager import DIGESTS_FILE
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.workers import LoaderError
-from avmae_jax.evaluation import painting, passes, pictures, reconstruction, scores, tables
+from avmae_jax.evaluation import painting, passes, pictures, reconstruction, scores, sound, tables
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.progress import progress
+from avmae_jax.training import writer
 
 WHAT = ('reconstruction', 'knn', 'probe', 'retrieval')
 EXIT_SETTINGS, EXIT_DATA, EXIT_INTERRUPTED = 2, 65, 130
@@ -60,7 +66,7 @@ _SEED = flags.DEFINE_integer('seed', None, 'Of fresh parameters; that of the run
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.')
 _NUM_CLIPS = flags.DEFINE_integer('num_clips', 1, 'Moments of each clip whose features are averaged.')
 _LAYERS = flags.DEFINE_list('layers', [], 'Also features after these layers, counted from 1, such as 2,4.')
-_NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips whose reconstructions are drawn; 0 for none.')
+_NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips to draw and to make audible; 0 for none.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no cluster is recognised.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the job, with --coordinator.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator.')
@@ -180,8 +186,8 @@ class Evaluator:
         table = self.collect(step, self.splits['test'], what='reconstruction')
         return [error._asdict() for error in reconstruction.summarise(table, subject.preprocess)]
 
-    def picture(self, num_clips: int, note: str) -> Any:
-        """A sheet of the first clips of the split and their reconstructions."""
+    def paint(self, num_clips: int) -> tuple[dict[str, pictures.PatchedMedia], list[str]]:
+        """The first clips of the split before and after the model, by modality; and their ids."""
         subject = self.subject
         everywhere = jax.NamedSharding(self.mesh, jax.P())
         paint = painting.make_painter(subject.model, subject.objective, subject.preprocess, num_clips)
@@ -193,8 +199,7 @@ class Evaluator:
             batch = next(iter(stream))
             painted = jax.jit(paint, out_shardings=everywhere)(self.params, hosts.global_batch(batch, self.rows))
         media, record = painting.patched(painted, subject.model, subject.objective)
-        titles = [self.source[int(i)].id for i in record]
-        return pictures.reconstruction_sheet(media, titles, num_clips=len(record), note=note)
+        return media, [self.source[int(i)].id for i in record]
 
 
 def evaluate(evaluator: Evaluator, what: list[str]) -> dict[str, list[dict]]:
@@ -265,9 +270,10 @@ def run(overrides: Mapping[str, Any]) -> None:
         layers=[int(layer) for layer in _LAYERS.value],
     )
     results = evaluate(evaluator, _WHAT.value)
-    sheet = None
+    media: dict[str, pictures.PatchedMedia] = {}
+    titles: list[str] = []
     if 'reconstruction' in _WHAT.value and _NUM_PICTURES.value:
-        sheet = evaluator.picture(_NUM_PICTURES.value, note=f'{subject.name}, split {_SPLIT.value}.')
+        media, titles = evaluator.paint(_NUM_PICTURES.value)
     if jax.process_index():
         return
     folder = epath.Path(_WORKDIR.value or experiment.find_checkpoints(checkpoint)[0].parent) / 'evaluation'
@@ -284,11 +290,27 @@ def run(overrides: Mapping[str, Any]) -> None:
             'results': results,
         },
     )
-    if sheet is not None:
+    written = [f'{name}.json']
+    if titles:
+        note = f'{subject.name}, split {_SPLIT.value}.'
+        sheet = pictures.reconstruction_sheet(media, titles, num_clips=len(titles), note=note)
         pictures.write_png(folder / f'{name}.png', sheet)
+        written.append(f'{name}.png')
+        if 'audio' in media and sound.can_be_heard(subject.preprocess):
+            write_sounds(folder / f'{name}-sounds', media['audio'], subject.preprocess, len(titles))
+            written.append(f'{name}-sounds/')
     print(f'\n{subject.name} of {checkpoint}, split {_SPLIT.value}, {len(evaluator.source):,} clips\n')
     print(describe(results))
-    print(f'\nWritten to {folder / name}.json' + (' and .png' if sheet is not None else ''), flush=True)
+    print(f'\nWritten to {folder}: {", ".join(written)}', flush=True)
+
+
+def write_sounds(folder: epath.Path, media: pictures.PatchedMedia, preprocess: Any, num_clips: int) -> None:
+    """CLIP-ROW.wav for every row of the picture that can be heard; clips count from 1, as they come in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for clip in progress(range(num_clips), what='sounds', unit='clips'):
+        for row, waveform in sound.sounds_of_clip(media, clip, preprocess).items():
+            data = writer.encode_wav(waveform[:, None], preprocess.sample_rate)
+            (folder / f'{clip + 1:02d}-{row}.wav').write_bytes(data)
 
 
 def describe_data(source: Mixture, splits: Mapping[str, str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from avmae_jax import experiment, settings
 from avmae_jax.checkpoints import manager
@@ -36,6 +37,9 @@ def test_from_mp4_files_to_figures_and_pictures(start_training, tiny_dataset, re
     events = [path for path in tmp_path.glob('events*') for _ in tfrecord.scan_records(path)]
     assert len(events) > len(lines)
     assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == ['step-0000015.png', 'step-0000030.png']
+    tags = {value.tag for path in tmp_path.glob('events*') for _, _, event in tfrecord.scan_records(path)
+            for value in Event.FromString(event).summary.value}  # fmt: skip
+    assert {'test/reconstructions', 'test/sound 1/reconstructed/0'} <= tags
     assert any((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert 'encoder/joint/norm/scale' in (tmp_path / 'parameters.txt').read_text()
     assert settings.load_config(tmp_path)['num_steps'] == 30

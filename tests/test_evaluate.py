@@ -51,8 +51,8 @@ def test_a_run_is_scored_in_every_way_on_eight_devices(workdir):
     json.dumps(results)
     text = evaluate.describe(results)
     assert 'nats of log-mel' in text and 'video -> audio' in text and 'chance' in text
-    sheet = evaluator.picture(3, note='a note')
-    assert sheet.dtype == np.uint8 and sheet.std() > 0
+    media, titles = evaluator.paint(3)
+    assert set(media) == {'video', 'audio'} and len(set(titles)) == 3
 
 
 def test_random_init_is_what_the_run_began_with(workdir):
@@ -147,6 +147,8 @@ def test_two_processes_score_a_run_as_one_does(workdir, repository, compilation_
     one, two = (json.loads((folder / 'evaluation/test-step-0000000.json').read_text()) for folder in folders)
     assert one['results'] == two['results'] and one['data'] == two['data']
     assert one['results']['classification'][0]['num_train'] == 9
+    sounds = sorted(path.name for path in (folders[0] / 'evaluation/test-step-0000000-sounds').iterdir())
+    assert sounds == [f'0{i}-{row}.wav' for i in (1, 2, 3) for row in ('input', 'left', 'reconstructed')]
     sheets = [(folder / 'evaluation/test-step-0000000.png').read_bytes() for folder in folders]
     assert sheets[0] == sheets[1]
 

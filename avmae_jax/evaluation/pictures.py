@@ -114,7 +114,7 @@ def restore_scale(
     return restored.reshape(predicted.shape)
 
 
-def _layers(media: PatchedMedia, clip: int, num_channels: int) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+def layers(media: PatchedMedia, clip: int, num_channels: int) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Row -> (medium [*dims c], places to grey out or None) of one clip."""
     num_tokens = media.patches.shape[1]
     hidden = np.zeros(num_tokens, bool)
@@ -155,7 +155,7 @@ def _frame(image: np.ndarray, hidden: np.ndarray | None) -> Picture:
 
 def _video_rows(media: PatchedMedia, clip: int, num_frames: int, side: int) -> dict[str, Picture]:
     rows = {}
-    for name, (video, hidden) in _layers(media, clip, num_channels=3).items():
+    for name, (video, hidden) in layers(media, clip, num_channels=3).items():
         if video.ndim == 3:  # An image is a video of one frame.
             video, hidden = video[None], None if hidden is None else hidden[None]
         chosen = np.linspace(0, len(video) - 1, min(num_frames, len(video))).round().astype(int)
@@ -168,10 +168,10 @@ def _video_rows(media: PatchedMedia, clip: int, num_frames: int, side: int) -> d
 
 
 def _audio_rows(media: PatchedMedia, clip: int, side: int) -> dict[str, Picture]:
-    layers = _layers(media, clip, num_channels=1)
-    limits = brightness_limits(next(iter(layers.values()))[0])  # Of the input, so that colours compare.
+    found = layers(media, clip, num_channels=1)
+    limits = brightness_limits(next(iter(found.values()))[0])  # Of the input, so that colours compare.
     rows = {}
-    for name, (spectrogram, hidden) in layers.items():
+    for name, (spectrogram, hidden) in found.items():
         picture = colour_spectrogram(spectrogram[..., 0], limits, hidden, grey=GREY)
         width = int(np.clip(side * picture.shape[1] / picture.shape[0], side, 4 * side))
         rows[name] = resize(picture, height=side, width=width)
