@@ -32,6 +32,7 @@ import importlib.metadata
 import json
 import logging as python_logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import experiment, settings
+from avmae_jax import __version__, experiment, settings
 from avmae_jax.checkpoints.manager import DIGESTS_FILE
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
@@ -104,6 +105,7 @@ def load_subject(
         'step': step,
         'digest': hashlib.sha256((restored.folder / DIGESTS_FILE).read_bytes()).hexdigest(),
         'trained_on': meta['dataset']['digest'],
+        'labels': {head: classes.digest for head, classes in restored.info.labels.items()},
     }
     objective = experiment.build_objective(config)
     if random_init:
@@ -237,7 +239,12 @@ def describe(results: Mapping[str, list[dict]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}
+    libraries = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {
+        'avmae_jax': __version__,
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in libraries},
+    }
 
 
 def write_results(path: epath.Path, content: dict[str, Any]) -> None:
@@ -269,6 +276,10 @@ def run(overrides: Mapping[str, Any]) -> None:
         train_split=_TRAIN_SPLIT.value,
         layers=[int(layer) for layer in _LAYERS.value],
     )
+    data = describe_data(evaluator.source, evaluator.splits, num_clips=_NUM_CLIPS.value)
+    notes = compare_data(subject.about, data)
+    for note in notes:
+        logging.warning('%s', note)
     results = evaluate(evaluator, _WHAT.value)
     media: dict[str, pictures.PatchedMedia] = {}
     titles: list[str] = []
@@ -283,7 +294,8 @@ def run(overrides: Mapping[str, Any]) -> None:
         folder / f'{name}.json',
         {
             'subject': subject.about,
-            'data': describe_data(evaluator.source, evaluator.splits),
+            'data': data,
+            'notes': notes,
             'config': subject.config,
             'versions': versions(),
             'seconds': round(time.monotonic() - began, 1),
@@ -301,7 +313,8 @@ def run(overrides: Mapping[str, Any]) -> None:
             written.append(f'{name}-sounds/')
     print(f'\n{subject.name} of {checkpoint}, split {_SPLIT.value}, {len(evaluator.source):,} clips\n')
     print(describe(results))
-    print(f'\nWritten to {folder}: {", ".join(written)}', flush=True)
+    print(''.join(f'\n{note}' for note in notes))
+    print(f'Written to {folder}: {", ".join(written)}', flush=True)
 
 
 def write_sounds(folder: epath.Path, media: pictures.PatchedMedia, preprocess: Any, num_clips: int) -> None:
@@ -313,13 +326,30 @@ def write_sounds(folder: epath.Path, media: pictures.PatchedMedia, preprocess: A
             (folder / f'{clip + 1:02d}-{row}.wav').write_bytes(data)
 
 
-def describe_data(source: Mixture, splits: Mapping[str, str]) -> dict[str, Any]:
+def describe_data(source: Mixture, splits: Mapping[str, str], *, num_clips: int) -> dict[str, Any]:
+    """Which clips and classes the results speak of; 'labels' is head -> digest of the names in their order."""
     return {
         'digest': experiment.dataset_digest(source),
         'splits': dict(splits),
-        'num_clips': len(source),
+        'num_records': len(source),
+        'num_clips': num_clips,
         'labels': {head: classes.digest for head, classes in source.labels.items()},
     }
+
+
+def compare_data(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """How the data differ from what the subject was trained on, for whoever compares results."""
+    if 'trained_on' not in about:
+        return []
+    notes = []
+    if about['trained_on'] != data['digest']:
+        notes.append('These are other data than it was trained on.')
+    for head, digest in data['labels'].items():
+        if about['labels'].get(head, digest) != digest:
+            notes.append(
+                f'The classes of {head!r}, or their order, are others than those of the data it was trained on.'
+            )
+    return notes
 
 
 def main(argv: list[str], overrides: Mapping[str, Any]) -> None:

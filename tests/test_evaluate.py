@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import runpy
@@ -12,6 +13,7 @@ import pytest
 
 from avmae_jax import evaluate, experiment, settings
 from avmae_jax.checkpoints.manager import Checkpoints
+from avmae_jax.data import schema
 from avmae_jax.training.state import to_items
 
 
@@ -65,6 +67,23 @@ def test_random_init_is_what_the_run_began_with(workdir):
     )
     assert (saved.name, fresh.name) == ('step-0000000', 'random-init-seed-0')
     assert saved.about['digest'] and fresh.about == {'random_init': True, 'seed': 0}
+
+
+def test_results_say_what_they_are_of_and_that_the_classes_are_others(workdir, tiny_dataset, tmp_path):
+    about = evaluate.load_subject(workdir, overrides={}).about
+    others = shutil.copytree(tiny_dataset, tmp_path / 'others')
+    info = schema.read_info(others)
+    turned = dataclasses.replace(info.labels['label'], names=info.labels['label'].names[::-1])
+    (others / schema.INFO_FILE).write_text(dataclasses.replace(info, labels={'label': turned}).to_json())
+    found = {}
+    for folder in (tiny_dataset, others):
+        config = settings.override(settings.load_config(workdir), {'data.path': str(folder)})
+        source = experiment.open_sources(config, 'test')
+        data = evaluate.describe_data(source, {'train': 'train', 'test': 'test'}, num_clips=1)
+        found[folder] = evaluate.compare_data(about, data)
+    assert found[tiny_dataset] == []
+    assert len(found[others]) == 2 and "classes of 'label'" in found[others][1]
+    assert evaluate.compare_data({'random_init': True, 'seed': 0}, data) == []
 
 
 def test_results_of_one_subject_are_kept_together(tmp_path):
@@ -146,6 +165,8 @@ def test_two_processes_score_a_run_as_one_does(workdir, repository, compilation_
     assert 'Written to' not in finish(second)
     one, two = (json.loads((folder / 'evaluation/test-step-0000000.json').read_text()) for folder in folders)
     assert one['results'] == two['results'] and one['data'] == two['data']
+    assert one['subject']['digest'] and one['subject']['trained_on'] == one['data']['digest'] and one['notes'] == []
+    assert {'avmae_jax', 'python', 'jax'} <= set(one['versions']) and one['config']['parallel']['rules'] == 'fsdp'
     assert one['results']['classification'][0]['num_train'] == 9
     sounds = sorted(path.name for path in (folders[0] / 'evaluation/test-step-0000000-sounds').iterdir())
     assert sounds == [f'0{i}-{row}.wav' for i in (1, 2, 3) for row in ('input', 'left', 'reconstructed')]
