@@ -24,7 +24,9 @@ from avmae_jax.data.schema import CODECS, DatasetInfo
 _INPUT = flags.DEFINE_multi_string(
     'input', [], 'A list of clips or a folder of media, as PATH or SPLIT=PATH; give the flag several times for several.'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; new, empty, or begun by the same command.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Folder to write, or gs://...: new, empty, or begun by the same command with the same settings.'
+)
 _FORMAT = flags.DEFINE_enum('format', 'auto', ['auto', *lists.FORMATS], 'Format of the list; auto looks at it.')
 _MEDIA_DIR = flags.DEFINE_string('media_dir', '', 'Where the files are; the folder of the list if not given.')
 _NAME = flags.DEFINE_string('name', '', 'Name of the dataset; the name of the output folder if not given.')
@@ -70,7 +72,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what would be done, how larg
 
 def default_name(output: str) -> str:
     """A name that tensorflow_datasets accepts, from the output folder's."""
-    word = re.sub(r'[^a-z0-9_]+', '_', Path(output).absolute().name.lower()).strip('_') or 'clips'
+    word = re.sub(r'[^a-z0-9_]+', '_', Path(output.split('://')[-1]).absolute().name.lower()).strip('_') or 'clips'
     return word if word[0].isalpha() else f'data_{word}'
 
 
@@ -107,7 +109,7 @@ def describe_sample(sample: job.Sample, found: manifest.Manifest, num_workers: i
         f'(measured on {sample.num_clips} clips, {skipped} of them skipped)'
     ]
     free = job.free_bytes(output)
-    if size > free:
+    if free is not None and size > free:
         lines.append(f'  TOO LARGE: {megabytes(free)} are free at {output}')
     return '\n'.join(lines)
 
@@ -122,7 +124,7 @@ def describe_summary(summary: job.Summary, output: str) -> str:
     for (reason, outcome), count in reasons.most_common():
         lines.append(f'  {count:,} {outcome}: {reason} ({clips.REASONS[reason].meaning})')
     if summary.failures:
-        lines.append(f'  every one of them: {Path(output) / "failures.csv"}')
+        lines.append(f'  every one of them: {os.path.join(output, "failures.csv")}')
     if summary.clips_written:
         rate = summary.clips_written / summary.seconds
         taken = progress_lib.format_seconds(summary.seconds)
@@ -160,8 +162,6 @@ def main(argv: list[str]) -> None:
 def _prepare() -> None:
     if not _INPUT.value or not _OUTPUT.value:
         raise ValueError('--input and --output are needed: python -m avmae_jax.prepare --input=clips.csv --output=DIR')
-    if '://' in _OUTPUT.value:
-        raise ValueError(f'output must be a local folder (copy it when it is finished); got {_OUTPUT.value!r}.')
     num_workers = _NUM_WORKERS.value or num_cores()
     if num_workers < 0:
         raise ValueError(f'num_workers must be 0 or more; got {num_workers}.')

@@ -114,7 +114,7 @@ def test_the_sound_of_videos_alone(repository, tiny_clips, tmp_path):
     [
         (['--output=out'], '--input and --output are needed'),
         (['--input=nowhere.csv', '--output=out'], 'nowhere.csv does not exist'),
-        (['--input=clips.csv', '--output=gs://bucket/out'], 'must be a local folder'),
+        (['--input=clips.csv', '--output=ftp://bucket/dir'], 'no kind of store'),
         (['--input=clips.csv', '--output=out', '--name=Big-Data'], "got 'Big-Data'"),
         (['--input=clips.csv', '--output=out', '--fps=0'], 'fps must be above 0'),
     ],
@@ -160,7 +160,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(repository, tiny_clip
 
 
 @pytest.mark.parametrize(
-    'path, wanted', [('/a/AudioSet-2M', 'audioset_2m'), ('/a/2024 clips/', 'data_2024_clips'), ('x/..', None)]
+    'path, wanted',
+    [
+        ('/a/AudioSet-2M', 'audioset_2m'),
+        ('/a/2024 clips/', 'data_2024_clips'),
+        ('x/..', None),
+        ('gs://bucket', 'bucket'),
+    ],
 )
 def test_names_suit_tensorflow_datasets(path, wanted):
     name = prepare.default_name(path)

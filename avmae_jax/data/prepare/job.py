@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -18,9 +19,9 @@ from avmae_jax.data import schema
 from avmae_jax.data.prepare import lists, shards, workers
 from avmae_jax.data.prepare.clips import ClipRow, Failure, Settings, failures_csv, resolve_trimmed
 from avmae_jax.data.prepare.manifest import Manifest, order_rows
+from avmae_jax.data.prepare.place import PLAN_FILE, OnDisk, choose_place
 from avmae_jax.data.prepare.statistics import Sums
 
-PLAN_FILE = 'plan.json'
 # What a clip may take says nothing of what it becomes: these may change between two runs.
 FREE_SETTINGS = ('timeout_seconds', 'memory_gb')
 SAMPLE_CLIPS = 16
@@ -188,7 +189,7 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def check_same_job(
-    folder: Path, plan: Plan, manifest: Manifest, settings: Settings, name: str, num_shards: int | None
+    output: str, plan: Plan, manifest: Manifest, settings: Settings, name: str, num_shards: int | None
 ) -> None:
     """A folder holds one dataset: another run into it must be the same job. Names what is different."""
     wanted = dataclasses.asdict(settings)
@@ -211,7 +212,7 @@ def check_same_job(
         )
     if differing:
         raise ValueError(
-            f'{folder} was begun with other settings: {"; ".join(differing)}. '
+            f'{output} was begun with other settings: {"; ".join(differing)}. '
             'Prepare into another folder, or remove this one.'
         )
 
@@ -227,36 +228,46 @@ def run(
 ) -> Summary:
     """Writes what is missing of the dataset and returns what it holds."""
     begin = time.monotonic()
-    folder = Path(output)
-    state = folder / shards.STATE_FOLDER
-    state.mkdir(parents=True, exist_ok=True)
-    with workers.lock_folder(state / 'lock') as lock:
+    place = choose_place(output)
+    folder = place.folder
+    with workers.lock_folder(folder / shards.STATE_FOLDER / 'lock', output) as lock:
+        place.begin()
         plan = read_plan(folder)
         if plan is None:
-            others = [path.name for path in folder.iterdir() if path.name != shards.STATE_FOLDER]
-            if others:
-                raise ValueError(f'output must be a new or empty folder; {folder} holds {others[:3]}.')
+            if others := place.others():
+                raise ValueError(f'output must be a new or empty folder; {output} holds {others[:3]}.')
             plan = make_plan(manifest, settings, name, num_shards, shard_mb, num_workers)
-            shards.write_text(state / PLAN_FILE, json.dumps(plan._asdict(), indent=1) + '\n')
+            shards.write_text(folder / shards.STATE_FOLDER / PLAN_FILE, json.dumps(plan._asdict(), indent=1) + '\n')
+            place.plan_written()
         else:
-            check_same_job(folder, plan, manifest, settings, name, num_shards)
+            check_same_job(output, plan, manifest, settings, name, num_shards)
         tasks = _tasks(folder, plan, manifest, settings)
-        finished = {task.file: shards.read_done(folder, task.file) for task in tasks}
+        finished = _read_done(place, tasks)
         todo = [task for task in tasks if finished[task.file] is None]
         if todo:
             # Not finished, whatever an earlier run said: a shard was damaged or removed since.
-            (folder / schema.INFO_FILE).unlink(missing_ok=True)
+            place.withdraw()
         total = sum(len(task.rows) for task in tasks)
         already = total - sum(len(task.rows) for task in todo)
-        written = _write(todo, num_workers, total, already, lock.fileno())
+        written = _write(todo, num_workers, total, already, lock.fileno(), place)
+        finished |= _read_done(place, todo)
         done = []
         for task in tasks:
-            shard = finished[task.file] or shards.read_done(folder, task.file)
+            shard = finished[task.file]
             if shard is None:
-                raise ValueError(f'{folder / task.file} was changed while it was written; run the same command again.')
+                raise ValueError(
+                    f'{task.file} in {output} was changed while it was written; run the same command again.'
+                )
             done.append((task, shard))
         info, failures = _finish(folder, plan, manifest, settings, done)
+        place.finish()
     return Summary(info, failures, total + len(manifest.missing), time.monotonic() - begin, written)
+
+
+def _read_done(place: OnDisk, tasks: Sequence[shards.ShardTask]) -> dict[str, shards.ShardDone | None]:
+    files = [task.file for task in tasks]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # A store takes its time for each answer.
+        return dict(zip(files, pool.map(place.read_done, files), strict=True))
 
 
 def _tasks(folder: Path, plan: Plan, manifest: Manifest, settings: Settings) -> list[shards.ShardTask]:
@@ -271,7 +282,9 @@ def _tasks(folder: Path, plan: Plan, manifest: Manifest, settings: Settings) -> 
     return tasks
 
 
-def _write(todo: Sequence[shards.ShardTask], num_workers: int, total: int, already: int, lock_fd: int) -> int:
+def _write(
+    todo: Sequence[shards.ShardTask], num_workers: int, total: int, already: int, lock_fd: int, place: OnDisk
+) -> int:
     counts: Counter[str] = Counter()
     if not todo:
         return 0
@@ -283,7 +296,8 @@ def _write(todo: Sequence[shards.ShardTask], num_workers: int, total: int, alrea
                 bar.note(skipped=counts['skipped'])
             bar.update()
 
-        workers.run_tasks(todo, num_workers, on_row, lock_fd)
+        workers.run_tasks(todo, num_workers, on_row, lock_fd, on_task=lambda task: place.shard_written(task.file))
+        place.wait()
     return counts['written']
 
 
@@ -321,7 +335,10 @@ def _finish(
     return info, failures
 
 
-def free_bytes(output: str) -> int:
+def free_bytes(output: str) -> int | None:
+    """Room for the result; a store is taken to have as much as it takes."""
+    if '://' in output:
+        return None
     path = Path(output).absolute()
     while not path.exists():
         path = path.parent

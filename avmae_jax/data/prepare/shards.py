@@ -169,17 +169,22 @@ class ShardDone(NamedTuple):
 def read_done(folder: Path, file: str) -> ShardDone | None:
     """What the side file says, if it is there and the shard beside it is the one it speaks of."""
     try:
-        side = json.loads((folder / STATE_FOLDER / f'{file}.json').read_text())
-        info = schema.ShardInfo(**side['info'])
+        done = parse_done((folder / STATE_FOLDER / f'{file}.json').read_text())
         index = tfrecord.read_index(folder / f'{file}.index')
-        if (folder / file).stat().st_size != info.num_bytes or len(index) != info.num_records:
+        if (folder / file).stat().st_size != done.info.num_bytes or len(index) != done.info.num_records:
             return None
-        if tfrecord.TFRecordFile(folder / file, index).framing_digest() != info.framing_sha256:
+        if tfrecord.TFRecordFile(folder / file, index).framing_digest() != done.info.framing_sha256:
             return None
-        failures = [Failure(*failure) for failure in side['failures']]
-        return ShardDone(info, failures, Sums(**side['sums']), side['modalities'])
+        return done
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def parse_done(text: str) -> ShardDone:
+    """The content of a side file; raises ValueError, KeyError or TypeError when it is none."""
+    side = json.loads(text)
+    failures = [Failure(*failure) for failure in side['failures']]
+    return ShardDone(schema.ShardInfo(**side['info']), failures, Sums(**side['sums']), side['modalities'])
 
 
 # -- The same folder for tensorflow_datasets, whose files are written here by hand: importing it takes seconds. --

@@ -93,8 +93,14 @@ def run_tasks(
     num_workers: int,
     on_row: Callable[[Any, Any], None],
     lock_fd: int | None = None,
+    on_task: Callable[[Any], None] = lambda task: None,
 ) -> None:
-    """Runs all tasks with so many processes; `on_row(task, result)` hears of every row. Returns when all are done."""
+    """Runs all tasks with so many processes. Returns when all are done.
+
+    Args:
+      on_row: hears of every row, as (task, result).
+      on_task: hears of every task that is through.
+    """
     waiting: deque = deque((task, [], set()) for task in tasks)
     workers: list[_Worker] = []
     try:
@@ -109,7 +115,7 @@ def run_tasks(
             pause = min([worker.deadline - now for worker in busy] + [1.0])
             connection.wait([worker.channel for worker in workers], timeout=max(pause, 0.0))
             for worker in list(workers):
-                ended = _listen(worker, on_row)
+                ended = _listen(worker, on_row, on_task)
                 late = not ended and (worker.task is not None or not worker.ready)
                 if late and time.monotonic() > worker.deadline:
                     ended = 'timeout'
@@ -128,7 +134,7 @@ def _memory_gb(waiting: deque, workers: list[_Worker]) -> float:
     raise AssertionError('a worker is started only when there is work')
 
 
-def _listen(worker: _Worker, on_row: Callable[[Any, Any], None]) -> str:
+def _listen(worker: _Worker, on_row: Callable[[Any, Any], None], on_task: Callable[[Any], None]) -> str:
     """Takes in what the worker has said; returns 'crash' when it is dead."""
     try:
         while worker.channel.poll():
@@ -144,7 +150,8 @@ def _listen(worker: _Worker, on_row: Callable[[Any, Any], None]) -> str:
                 worker.deadline = time.monotonic() + START_SECONDS
                 on_row(worker.task, value)
             elif kind == 'finished':
-                worker.task = None
+                task, worker.task = worker.task, None
+                on_task(task)
             elif kind == 'os_error':
                 raise OSError(*value)  # The disk is full, or its folder is gone.
             elif kind == 'error':
@@ -235,7 +242,7 @@ def main(argv: list[str]) -> None:
         pass  # The parent is gone or has no more work.
 
 
-def lock_folder(path: Path, wait_seconds: float = 15.0) -> Any:
+def lock_folder(path: Path, output: str, wait_seconds: float = 15.0) -> Any:
     """An exclusive lock on a file, as long as the returned file is open; waits for a killed job's workers to go."""
     file = open(path, 'w')
     until = time.monotonic() + wait_seconds
@@ -246,7 +253,7 @@ def lock_folder(path: Path, wait_seconds: float = 15.0) -> Any:
         except OSError:
             if time.monotonic() > until:
                 file.close()
-                raise ValueError(f'{path.parent.parent} is being written by another run of prepare.') from None
+                raise ValueError(f'{output} is being written by another run of prepare.') from None
             time.sleep(0.2)
 
 

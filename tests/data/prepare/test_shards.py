@@ -294,4 +294,4 @@ def test_a_clip_with_nothing_in_its_lists_is_still_an_example(tmp_path):
 
 
 def test_the_lock_of_a_folder_does_not_outlive_the_job(prepared, rows):
-    workers.lock_folder(prepared / shards.STATE_FOLDER / 'lock', wait_seconds=0.2).close()
+    workers.lock_folder(prepared / shards.STATE_FOLDER / 'lock', str(prepared), wait_seconds=0.2).close()
