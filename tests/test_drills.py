@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -120,6 +121,20 @@ def test_a_full_disk_ends_the_run_with_its_last_checkpoint_and_room_lets_it_go_o
     subprocess.run(['mount', '-o', 'remount,size=64m', str(small_disk)], check=True)
     finish(start_training(small_disk))
     assert figures(small_disk) == expected
+
+
+@pytest.mark.parametrize('limit_bytes', [4_096, 40_000], ids=['the figures', 'a checkpoint'])
+def test_where_files_may_not_grow_a_run_ends_as_on_a_full_disk(expected, start_training, tmp_path, limit_bytes):
+    # A limit on the size of files (ulimit -f) meets the same calls as a full disk, and anyone may set one.
+    process = start_training(tmp_path)
+    wait_until(process, (tmp_path / 'checkpoints' / '25').exists)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    output = finish(process, code=ExitCode.STORAGE)
+    assert 'File too large' in output and 'ulimit -f' in output and 'run the same command again' in output
+    steps = [int(child.name) for child in (tmp_path / 'checkpoints').iterdir()]
+    assert steps and max(steps) < NUM_STEPS and f'The last checkpoint is of step {max(steps)}' in output
+    finish(start_training(tmp_path))
+    assert figures(tmp_path) == expected
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_what_is_needed_to_look_into_it(start_training, tmp_path):

@@ -310,4 +310,6 @@ def _last_line(error: BaseException) -> str:
     text = str(error).strip() or repr(error)
     if 'No space left' in text or 'ENOSPC' in text:
         return 'no space left on device'
+    if 'File too large' in text or 'EFBIG' in text:
+        return 'File too large: it would pass the limit of this shell (ulimit -f) or of the file system'
     return text.splitlines()[0][:300]
