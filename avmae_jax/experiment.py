@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -174,9 +175,15 @@ def open_sources(config: Config, split: str | None = None) -> Mixture:
         sources.open_source(
             path, split or section['split'], verify=section['verify'], legacy=legacy, data_dir=section['data_dir']
         )
-        for path in section['path'].split(',')
+        for path in split_paths(section['path'])
     ]
     return Mixture(opened, list(section['weights']) or None)
+
+
+def split_paths(text: str) -> list[str]:
+    """Several paths with commas between; what exists as it stands is one path, commas or not."""
+    exists = '://' not in text and os.path.exists(text)
+    return [text] if exists else text.split(',')
 
 
 def dataset_digest(source: Mixture) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
+from avmae_jax import settings
 from avmae_jax.data import inspection, schema
 from avmae_jax.data.inspection import Inspection
 from avmae_jax.data.video import decode_frames
@@ -36,7 +36,6 @@ _CLIPS = flags.DEFINE_integer('num_clips', 12, 'Clips on the sheet.')
 _SPLIT = flags.DEFINE_string('split', '', 'Split to draw; by default the first.')
 _MEL_BINS = flags.DEFINE_integer('mel_bins', 128, 'Of the log-mel in SequenceExamples, which do not say.')
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 READ_ALL_BYTES = 2e9
 FRAMES_PER_CLIP = 6
 TILE_HEIGHT = 72
@@ -153,7 +152,7 @@ def inspect_config(path: epath.Path) -> Inspection:
         if name.endswith('.json'):
             tree = json.loads(epath.Path(name).read_text())
         else:
-            sys.path.append(os.fspath(ROOT))  # Configs import what they share from the folder they lie in.
+            settings.find_neighbours(name)
             tree = runpy.run_path(name)['get_config'](arguments or None).to_dict()
     except (SyntaxError, ImportError, KeyError, ValueError) as error:
         raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error

@@ -9,7 +9,9 @@ import ast
 import difflib
 import inspect
 import json
+import pathlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,6 +114,17 @@ def _unfold(value: Any) -> Any:
 
 
 # -- From the command line --
+
+
+def find_neighbours(config_file: str) -> None:
+    """Lets a config file import its neighbours (`from configs import sections`), wherever the command is given.
+
+    Those in the folder `configs` that the file lies in come first, whatever else has that name in the current folder;
+    a file that lies elsewhere gets those of the checkout that this package lies in.
+    """
+    file = pathlib.Path(config_file.partition(':')[0]).resolve()
+    own = [folder.parent for folder in file.parents if folder.name == 'configs']
+    sys.path[:0] = [str(root) for root in [*own, pathlib.Path(__file__).resolve().parent.parent][:1]]
 
 
 def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ import enum
 import errno
 import itertools
 import logging as python_logging
-import pathlib
 import re
 import shutil
 import sys
@@ -54,9 +53,6 @@ from avmae_jax.training import step as step_lib
 
 NUM_SOUNDS = 2  # Clips of the picture that TensorBoard gets as sound; 3 sounds of 10 s take 2.4 s of CPU.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-# Configs are read from the checkout that this package lies in, wherever the command is given.
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File with get_config(), and its arguments after a colon.')
 _WORKDIR = absl_flags.DEFINE_string('workdir', None, 'Folder of the run; a run that lies there is gone on with.')
@@ -324,6 +320,9 @@ def _not_chatty(record: python_logging.LogRecord) -> bool:
 def parse_flags(argv: list[str]) -> list[str]:
     """The command line; a setting that does not exist, or of a wrong type, ends here in one line."""
     try:
+        for argument, following in zip(argv, [*argv[1:], ''], strict=True):
+            if re.fullmatch('--?config(=.*)?', argument):  # Flags read the file as soon as they are parsed.
+                settings.find_neighbours(argument.partition('=')[2] or following)
         rest = absl_flags.FLAGS(argv)
         _CONFIG.value.to_dict()  # A file that is not there is told when it is first looked at.
         return rest

@@ -56,7 +56,8 @@ def data(split: str = 'train', records: str = 'prepared') -> dict:
     """
     one_of('records', records, RECORDS)
     section = dict(
-        path='',  # A folder that `prepare` wrote, or several with commas between; see data/sources.py for more.
+        # A folder that `prepare` wrote, or several with commas between; one whose own name has commas is taken whole.
+        path='',
         data_dir=config_dict.placeholder(str),  # Of tensorflow_datasets, for a path 'tfds:NAME'.
         split=split,
         weights=(),  # How often each of several folders is drawn from; () is by number of clips.

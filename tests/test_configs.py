@@ -1,7 +1,10 @@
 """Every config builds, holds the recipe's numbers, and makes the parameters of its golden table."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -264,3 +267,26 @@ def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):
     settings.check_resumable(config, other, tmp_path)  # What changes nothing that is computed may change.
     with pytest.raises(ValueError, match='seed: 0 -> 1'):
         settings.check_resumable(config, {**config, 'seed': 1}, tmp_path)
+
+
+def test_a_folder_whose_name_has_a_comma_is_one_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'cats, dogs').mkdir()
+    assert experiment.split_paths('cats, dogs') == ['cats, dogs']
+    assert experiment.split_paths(f'{tmp_path}/cats, dogs') == [f'{tmp_path}/cats, dogs']
+    assert experiment.split_paths('cats,dogs') == ['cats', 'dogs']
+    assert experiment.split_paths('gs://a,tfds:b') == ['gs://a', 'tfds:b']
+
+
+@pytest.mark.parametrize('where', ['in the checkout', 'elsewhere'])
+def test_a_config_is_read_from_any_folder_and_finds_its_neighbours(where, repository, tmp_path):
+    (tmp_path / 'configs').mkdir()  # Of another project, in which the command is given.
+    (tmp_path / 'configs/sections.py').write_text('')
+    config = repository / 'configs/tiny.py'
+    if where == 'elsewhere':
+        config = tmp_path / 'mine.py'
+        config.write_text('from configs import tiny\n\n\ndef get_config():\n    return tiny.get_config()\n')
+    command = [sys.executable, '-m', 'avmae_jax.train', f'--config={config}', f'--workdir={tmp_path / "run"}']
+    environment = {**os.environ, 'PYTHONPATH': str(repository)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 2 and 'config.data.path is empty' in done.stderr, done.stderr
