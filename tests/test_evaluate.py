@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -164,14 +165,18 @@ def test_two_processes_score_a_run_as_one_does(workdir, repository, compilation_
     assert 'Written to' in finish(first)
     assert 'Written to' not in finish(second)
     one, two = (json.loads((folder / 'evaluation/test-step-0000000.json').read_text()) for folder in folders)
-    assert one['results'] == two['results'] and one['data'] == two['data']
+    assert one['data'] == two['data']
+    # Sharded parameters are summed over in another order: close, and not the same bits.
+    found, wanted = (jax.tree.leaves_with_path(content['results']) for content in (two, one))
+    for (where, ours), (there, theirs) in zip(found, wanted, strict=True):
+        assert where == there and ours == (pytest.approx(theirs, 1e-4) if isinstance(theirs, float) else theirs)
     assert one['subject']['digest'] and one['subject']['trained_on'] == one['data']['digest'] and one['notes'] == []
     assert {'avmae_jax', 'python', 'jax'} <= set(one['versions']) and one['config']['parallel']['rules'] == 'fsdp'
     assert one['results']['classification'][0]['num_train'] == 9
     sounds = sorted(path.name for path in (folders[0] / 'evaluation/test-step-0000000-sounds').iterdir())
     assert sounds == [f'0{i}-{row}.wav' for i in (1, 2, 3) for row in ('input', 'left', 'reconstructed')]
-    sheets = [(folder / 'evaluation/test-step-0000000.png').read_bytes() for folder in folders]
-    assert sheets[0] == sheets[1]
+    sheets = [cv2.imread(str(folder / 'evaluation/test-step-0000000.png')) for folder in folders]
+    assert cv2.absdiff(*sheets).max() <= 2
 
 
 def test_a_job_described_by_halves_is_refused(workdir, repository, compilation_cache):

@@ -89,13 +89,23 @@ def _rows(path: str, comments: bool = False) -> Iterator[tuple[str, list[str]]]:
     """('file:line', cells) of each line that is neither empty nor, where a format has them, a '#' comment."""
     # surrogateescape: a path of bytes that are no UTF-8 comes back as these bytes when the file is opened.
     with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
-        reader = csv.reader(file, skipinitialspace=comments)
+        reader = csv.reader(file, delimiter=_delimiter(path), skipinitialspace=comments)
         try:
             for cells in reader:
                 if any(cell.strip() for cell in cells) and not (comments and cells[0].startswith('#')):
                     yield f'{path}:{reader.line_num}', cells
         except csv.Error as error:
             raise ValueError(f'{path}:{reader.line_num}: {error}.') from error
+
+
+def _delimiter(path: str) -> str:
+    """Spreadsheets of many countries write semicolons, some write tabs; the header tells."""
+    with open(path, 'rb') as file:
+        start = file.read(4096)
+    if start.startswith((b'\xff\xfe', b'\xfe\xff')):
+        raise ValueError(f'{path} is UTF-16 text; save it as CSV in UTF-8.')
+    header = next(filter(bytes.strip, start.splitlines()), b'')
+    return next((mark for mark in ',;\t' if mark.encode() in header), ',')
 
 
 def first_line(path: str) -> str:
@@ -163,6 +173,8 @@ LABEL_SEPARATORS = re.compile(r'[;|]')
 
 def read_csv(source: Source) -> Iterator[Entry]:
     """path[,start,end,label|labels,label/<head>,split,id], in any order; other columns are passed over."""
+    if extension(source.path) in MEDIA_EXTENSIONS:
+        raise ValueError(f'{source.path} is a medium; give its folder, or a CSV that lists it under the header "path".')
     folder = source.media_dir or os.path.dirname(source.path)
     rows = _rows(source.path)
     try:

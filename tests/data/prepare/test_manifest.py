@@ -51,6 +51,33 @@ def test_several_labels_and_heads(tmp_path):
     assert found.labels['label'].multi and found.labels['verb'].names == ('0', '1', '2')
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        '\ufeffpath,label\r\n"a, b.mp4","x, y"\r\n',
+        'path;label\n"a, b.mp4";x, y\n',
+        'path\tlabel\na, b.mp4\tx, y\n',
+        '\npath,label\r"a, b.mp4","x, y"\r',
+    ],
+    ids=['windows', 'semicolons', 'tabs', 'old mac'],
+)
+def test_what_spreadsheets_write_is_read(tmp_path, text):
+    touch(tmp_path, 'a, b.mp4')
+    (tmp_path / 'clips.csv').write_bytes(text.encode())
+    found = manifest.read_manifest([str(tmp_path / 'clips.csv')])
+    assert [row.path for row in found.splits['train']] == [str(tmp_path / 'a, b.mp4')]
+    assert found.labels['label'].names == ('x, y',)
+
+
+def test_what_is_no_list_is_told_for_what_it_is(tmp_path):
+    touch(tmp_path, 'a.mp4')
+    with pytest.raises(ValueError, match=r'a\.mp4 is a medium; give its folder'):
+        manifest.read_manifest([str(tmp_path / 'a.mp4')])
+    (tmp_path / 'clips.csv').write_bytes('path\na.mp4\n'.encode('utf-16'))
+    with pytest.raises(ValueError, match='UTF-16 text; save it as CSV in UTF-8'):
+        manifest.read_manifest([str(tmp_path / 'clips.csv')])
+
+
 def test_names_of_classes_are_kept_on_one_line(tmp_path):
     touch(tmp_path, 'a.mp4', 'b.mp4')
     found = manifest.read_manifest([write(tmp_path, 'path,label\na.mp4,"big\n dog"\nb.mp4,big  dog\n')])
