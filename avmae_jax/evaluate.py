@@ -353,9 +353,9 @@ def compare_data(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]
 
 
 def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
     try:
+        if len(argv) > 1:
+            raise ValueError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
         run(overrides)
     except (TooManyDamagedError, LoaderError) as error:
         fail(EXIT_DATA, error)
@@ -379,7 +379,7 @@ def _not_chatty(record: python_logging.LogRecord) -> bool:
 def run_main() -> None:
     argv, overrides = settings.split_overrides(sys.argv)
     logging.get_absl_handler().addFilter(_not_chatty)  # Orbax tells its every move.
-    app.run(lambda rest: main(rest, overrides), argv=argv)
+    app.run(lambda rest: main(rest, overrides), argv=argv, flags_parser=settings.flags_parser('evaluate'))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@
 
 Prints what is there, checks digests, and draws clips (frames over spectrogram) into a PNG. Without --verify or
 --noverify, datasets of up to 2 GB are read whole, and of larger ones sizes, indexes and framing are checked.
-The exit code is 1 when anything is damaged, and every fault names its file; 2 when the path is nothing known.
+The exit code is 1 when anything is damaged, and every fault names its file; 2 when the path is nothing known, or
+something else was wrong with the command.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def inspect_config(path: epath.Path) -> Inspection:
         else:
             settings.find_neighbours(name)
             tree = runpy.run_path(name)['get_config'](arguments or None).to_dict()
-    except (SyntaxError, ImportError, KeyError, ValueError) as error:
+    except Exception as error:  # A config is a program, and may fail in any way.
         raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
     return Inspection([('', f'{name} = {value}') for name, value in flatten(tree, separator='.')], [])
 
@@ -264,19 +265,27 @@ def find_kind(path: epath.Path) -> tuple[str, Callable[[epath.Path], Inspection]
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2:
-        raise app.UsageError('give one folder or file to inspect.')
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Somebody may be training on the device.
-    logging.set_verbosity(logging.ERROR)
-    path = epath.Path(argv[1])
-    if path.name == schema.INFO_FILE:
-        path = path.parent
     try:
-        kind, look = find_kind(path)
-        found = look(path)
-    except (ValueError, OSError) as error:
+        inspect(argv[1:])
+    except (ValueError, OSError, ImportError) as error:  # ImportError: gs:// without its packages.
         print(f'inspect: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def inspect(arguments: Sequence[str]) -> None:
+    if len(arguments) != 1:
+        raise ValueError(f'give one folder or file to inspect; got {len(arguments)}.')
+    if _CLIPS.value < 0:
+        raise ValueError(f'num_clips must be 0 or more; got {_CLIPS.value}.')
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Somebody may be training on the device.
+    logging.set_verbosity(logging.ERROR)
+    path = epath.Path(arguments[0])
+    if path.name == schema.INFO_FILE:
+        path = path.parent
+    kind, look = find_kind(path)
+    found = look(path)
     print(f'{path}: {kind}')
     width = max((len(name) for name, _ in found.lines), default=0)
     for name, text in found.lines:
@@ -296,7 +305,7 @@ def save_sheet(path: epath.Path, kind: str) -> None:
         info = schema.read_info(path)
         split = _SPLIT.value or next(iter(info.splits))
         if split not in info.splits:
-            sys.exit(f'inspect: --split={split}: there are {", ".join(info.splits)}.')
+            raise ValueError(f'--split={split}: there are {", ".join(info.splits)}.')
         files = [path / shard.file for shard in info.splits[split] if (path / shard.file).exists()]
     else:
         files = record_files(path) if path.is_dir() else [path]
@@ -311,4 +320,4 @@ def save_sheet(path: epath.Path, kind: str) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=settings.flags_parser('inspect'))

@@ -11,9 +11,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags
 
+from avmae_jax import settings
 from avmae_jax.data.generate import LABELS, write_clips
 from avmae_jax.progress import progress
 
@@ -28,7 +30,7 @@ _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Default: one a core.')
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'not understood: {" ".join(argv[1:])}')
+        refuse(f'not understood: {" ".join(argv[1:])}; flags are written --name=value.')
     start = time.monotonic()
     with progress(_NUM_CLIPS.value, what='making', unit='clips') as bar:
         try:
@@ -43,9 +45,16 @@ def main(argv: Sequence[str]) -> None:
                 progress=lambda done: bar.update(),
             )
         except (ValueError, OSError) as error:
-            sys.exit(f'make_clips: {error}')
+            refuse(error)
+        except KeyboardInterrupt:
+            refuse('interrupted; what was made so far is of no use without clips.csv.', code=130)
     print(f'Wrote {_NUM_CLIPS.value} clips in {time.monotonic() - start:.1f} s and listed them in {table}.')
 
 
+def refuse(error: object, code: int = 2) -> NoReturn:
+    print(f'make_clips: {error}', file=sys.stderr)
+    sys.exit(code)
+
+
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=settings.flags_parser('make_clips'))

@@ -18,6 +18,7 @@ from pathlib import Path
 from absl import app, flags
 
 from avmae_jax import progress as progress_lib
+from avmae_jax import settings as settings_lib
 from avmae_jax.data.prepare import clips, job, lists, manifest
 from avmae_jax.data.schema import CODECS, DatasetInfo
 
@@ -147,9 +148,9 @@ def training_command(info: DatasetInfo, output: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'unknown argument {argv[1]!r}; flags are written --name=value.')
     try:
+        if len(argv) > 1:
+            raise ValueError(f'unknown argument {argv[1]!r}; flags are written --name=value.')
         _prepare()
     except (ValueError, OSError) as error:
         print(f'prepare: {error}', file=sys.stderr)
@@ -165,6 +166,10 @@ def _prepare() -> None:
     num_workers = _NUM_WORKERS.value or num_cores()
     if num_workers < 0:
         raise ValueError(f'num_workers must be 0 or more; got {num_workers}.')
+    if _NUM_SHARDS.value is not None and _NUM_SHARDS.value < 1:
+        raise ValueError(f'num_shards must be at least 1; got {_NUM_SHARDS.value}.')
+    if not _SHARD_MB.value > 0:
+        raise ValueError(f'shard_mb must be above 0; got {_SHARD_MB.value}.')
     found = manifest.read_manifest(
         _INPUT.value,
         format=_FORMAT.value,
@@ -217,7 +222,7 @@ def _with_underscores(argv: list[str]) -> list[str]:
 
 
 def run_main() -> None:
-    app.run(main, argv=_with_underscores(sys.argv))
+    app.run(main, argv=_with_underscores(sys.argv), flags_parser=settings_lib.flags_parser('prepare'))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from absl import flags
 from etils import epath
 
 Config = Mapping[str, Any]
@@ -114,6 +115,19 @@ def _unfold(value: Any) -> Any:
 
 
 # -- From the command line --
+
+
+def flags_parser(verb: str) -> Callable[[list[str]], list[str]]:
+    """For `app.run`: a command line that is wrong ends in one line and exit code 2, like every other mistake."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            print(f'{verb}: {str(error).rstrip(".")}. --help lists the flags.', file=sys.stderr)
+            sys.exit(2)
+
+    return parse
 
 
 def find_neighbours(config_file: str) -> None:

@@ -337,7 +337,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Runs the command; every failure that can be foreseen has an exit code of its own."""
     if len(argv) > 1:
-        raise app.UsageError(f'What is {" ".join(argv[1:])}? Settings are given as --config.name=value.')
+        return fail(ExitCode.SETTINGS, f'What is {" ".join(argv[1:])}? Settings are given as --config.name=value.')
     workdir = epath.Path(_WORKDIR.value)
     try:
         return run(settings.to_plain(_CONFIG.value), workdir)

@@ -190,6 +190,28 @@ def test_what_is_not_known_is_said(tmp_path, what):
     assert done.returncode == 2 and what in done.stderr and 'Traceback' not in done.stderr
 
 
+@pytest.mark.parametrize(
+    'arguments, wanted',
+    [
+        (['--split=nope'], '--split=nope: there are'),
+        (['--num_clips=-3'], 'num_clips must be 0 or more'),
+        (['--sheet=/'], 'directory'),
+        (['--colour=blue'], "Unknown command line flag 'colour'"),
+        (['another'], 'give one folder or file'),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(dataset, arguments, wanted):
+    done = run(dataset, *arguments)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith('inspect: ') and wanted in done.stderr.splitlines()[-1]
+
+
+def test_a_config_that_fails_by_itself_is_named(tmp_path):
+    (tmp_path / 'broken.py').write_text('raise OSError(3)')
+    done = run(tmp_path / 'broken.py')
+    assert done.returncode == 2 and 'broken.py cannot be read as a config: OSError: 3' in done.stderr
+
+
 def test_configs_are_listed_with_their_values(tmp_path):
     done = run('configs/tiny.py:encoder=early')
     assert done.returncode == 0, done.stderr

@@ -117,6 +117,11 @@ def test_the_sound_of_videos_alone(repository, tiny_clips, tmp_path):
         (['--input=clips.csv', '--output=ftp://bucket/dir'], 'no kind of store'),
         (['--input=clips.csv', '--output=out', '--name=Big-Data'], "got 'Big-Data'"),
         (['--input=clips.csv', '--output=out', '--fps=0'], 'fps must be above 0'),
+        (['--input=clips.csv', '--output=out', '--num_shards=0'], 'num_shards must be at least 1'),
+        (['--input=clips.csv', '--output=out', '--shard_mb=0'], 'shard_mb must be above 0'),
+        (['--input=clips.csv', '--output=out', '--memory_gb=0.01'], 'memory_gb must be at least 1'),
+        (['--input=clips.csv', '--output=out', '--speed=9'], "Unknown command line flag 'speed'"),
+        (['--input=clips.csv', '--output=out', 'fast'], "unknown argument 'fast'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(repository, tiny_clips, tmp_path, arguments, wanted):
