@@ -294,6 +294,7 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     checks.check(config, source)
     if (workdir / settings.CONFIG_FILE).exists():
         settings.check_resumable(settings.load_config(workdir), config, workdir)
+    hosts.keep_freed_memory()
     if _DISTRIBUTED.value:
         hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if jax.process_index() == 0:
