@@ -1,6 +1,6 @@
 """Times one jitted training step (masks, forward, backward, Adam) for shapes given on the command line; prints JSON.
 
-    python benchmarks/step_time.py                                   # the shapes of the issue that set the limits
+    python benchmarks/step_time.py                                   # small shapes, for CPUs
     python benchmarks/step_time.py --width 1024 --layers 24 --fusion 2 --heads 16 --mlp 4096 --decoder-width 512 \
         --decoder-layers 4 --decoder-heads 8 --decoder-mlp 2048 --video 16 224 224 --audio 1000 128 --batch 64 \
         --dtype bfloat16
@@ -16,7 +16,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +31,11 @@ from avmae_jax.models.encoders import ENCODERS
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, VideoTokenizer
 from avmae_jax.objectives import TERMS, Objective
+from avmae_jax.training.optimizer import adam
+from avmae_jax.training.step import compiler_options
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--width', type=int, default=192)
@@ -45,10 +47,10 @@ def parse_arguments() -> argparse.Namespace:
     add('--decoder-layers', type=int, default=2)
     add('--decoder-heads', type=int, default=3)
     add('--decoder-mlp', type=int, default=384)
-    add('--video', type=int, nargs='*', default=[8, 112, 112], metavar=('FRAMES', 'SIZE'), help='none: no video')
+    add('--video', type=int, nargs='*', default=[8, 112, 112], metavar='N', help='FRAMES HEIGHT WIDTH; none: no video')
     add('--tubelet', type=int, nargs=3, default=[2, 16, 16], help='frames, height, width')
     add('--video-mask-ratio', type=float, default=0.9)
-    add('--audio', type=int, nargs='*', default=[200, 128], metavar=('BINS', 'MEL'), help='none: no audio')
+    add('--audio', type=int, nargs='*', default=[200, 128], metavar='N', help='BINS MEL; none: no audio')
     add('--audio-patch', type=int, nargs=2, default=[16, 16])
     add('--audio-mask-ratio', type=float, default=0.7)
     add('--batch', type=int, default=2)
@@ -61,7 +63,16 @@ def parse_arguments() -> argparse.Namespace:
     add('--remat', choices=REMAT, default='none')
     add('--attention', choices=('auto', 'xla', 'cudnn'), default='auto')
     add('--steps', type=int, default=20, help='steps that are timed, after three that are not')
-    return parser.parse_args()
+    arguments = parser.parse_args(argv)
+    for name, sizes, wanted in (
+        ('--video', arguments.video, ('FRAMES', 'HEIGHT', 'WIDTH')),
+        ('--audio', arguments.audio, ('BINS', 'MEL')),
+    ):
+        if len(sizes) not in (0, len(wanted)):
+            parser.error(f'{name} takes {" ".join(wanted)}, or nothing for none of it; got {sizes}.')
+    if not arguments.video and not arguments.audio:
+        parser.error('one of --video and --audio must be given sizes.')
+    return arguments
 
 
 def build(arguments: argparse.Namespace) -> tuple[MaskedAutoencoder, Objective, dict[str, jax.Array]]:
@@ -85,7 +96,7 @@ def build(arguments: argparse.Namespace) -> tuple[MaskedAutoencoder, Objective, 
 
 def make_step(model: MaskedAutoencoder, objective: Objective, donate: bool = False) -> tuple[Callable, Callable]:
     """init(key, inputs) -> state and step(state, inputs) -> state, loss."""
-    optimizer = optax.adam(1e-3, b1=0.9, b2=0.95)
+    optimizer = adam(optax.constant_schedule(1e-3), beta1=0.9, beta2=0.95, weight_decay=0.0)
 
     def init(key: jax.Array, inputs: dict[str, jax.Array]) -> dict[str, Any]:
         batch_size = len(next(iter(inputs.values())))
@@ -155,11 +166,6 @@ def peak_bytes(compiled: Any) -> int:
     )
 
 
-def compiler_options() -> dict[str, int]:
-    """On CPU, LLVM's first level of optimisation gives the same step as its third and compiles a tenth faster."""
-    return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else {}
-
-
 def count_flops(arguments: argparse.Namespace) -> float:
     """XLA's count for the step with layers written out and no rematerialisation, before it optimises."""
     model, objective, inputs = build(argparse.Namespace(**{**vars(arguments), 'scan': False, 'remat': 'none'}))
@@ -176,7 +182,7 @@ def main() -> None:
     init, step = make_step(model, objective, donate)
     shapes = jax.eval_shape(init, jax.random.key(0), inputs)
     start, cpu_start = time.perf_counter(), time.process_time()
-    compiled = step.lower(shapes, inputs).compile(compiler_options=compiler_options())
+    compiled = step.lower(shapes, inputs).compile(compiler_options=compiler_options(jax.default_backend()))
     compile_seconds, compile_cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     state = init(jax.random.key(0), inputs)
     losses = []
@@ -202,7 +208,6 @@ def main() -> None:
         'device': jax.devices()[0].device_kind,
         'jax': jax.__version__,
         'donate': donate,
-        'compiler_options': compiler_options(),
         'arguments': vars(args),
     }
     print(json.dumps(result, indent=2))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from avmae_jax.models.sizes import Size
 from avmae_jax.ops import attention
-from avmae_jax.ops.dense import dense, layer_norm
+from avmae_jax.ops.dense import dense, gelu, layer_norm
 from avmae_jax.structs import Array
 
 DENSE = 'dense'
@@ -121,7 +121,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         tiny = nn.initializers.normal(stddev=1e-6)
         hidden = Dense(self.mlp_width, self.dtype, bias_init=tiny, name='up')(x)
-        return Dense(x.shape[-1], self.dtype, bias_init=tiny, name='down')(nn.gelu(hidden, approximate=True))
+        return Dense(x.shape[-1], self.dtype, bias_init=tiny, name='down')(gelu(hidden))
 
 
 class Block(nn.Module):

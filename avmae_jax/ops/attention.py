@@ -24,6 +24,26 @@ def pick_implementation(implementation: str, dtype: jnp.dtype, head_width: int) 
     return 'cudnn' if capability and float(capability) >= 8.0 else 'xla'
 
 
+@jax.custom_vjp
+def softmax(logits: Float[Array, '*rows m']) -> Float[Array, '*rows m']:
+    """Softmax over the last axis; its gradient needs nothing stored but the result."""
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _softmax_forward(logits):
+    weights = softmax(logits)
+    return weights, weights
+
+
+def _softmax_backward(weights, gradient):
+    scaled = gradient * weights
+    return (scaled - weights * jnp.sum(scaled, axis=-1, keepdims=True),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
 def self_attention(qkv: Float[Array, 'b n h 3 e'], implementation: str = 'auto') -> Float[Array, 'b n h e']:
     """Every token looks at every token; no mask, because hidden tokens are simply not there."""
     if pick_implementation(implementation, qkv.dtype, qkv.shape[-1]) == 'cudnn':
@@ -33,5 +53,5 @@ def self_attention(qkv: Float[Array, 'b n h 3 e'], implementation: str = 'auto')
     query, key, value = (part[0] for part in jax.lax.split(qkv.transpose(3, 0, 2, 1, 4), (1, 1, 1), axis=0))
     # Logits and their normalisation in float32: in bfloat16 neighbouring logits become equal and sums drift.
     logits = jnp.einsum('bhne,bhme->bhnm', query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * qkv.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+    weights = softmax(logits * qkv.shape[-1] ** -0.5).astype(value.dtype)
     return jnp.einsum('bhnm,bhme->bhne', weights, value).transpose(0, 2, 1, 3)

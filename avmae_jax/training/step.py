@@ -94,6 +94,11 @@ def make_train_step(
     return train_step
 
 
+def compiler_options(platform: str) -> dict[str, Any]:
+    """On CPU, LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster."""
+    return {'xla_backend_optimization_level': 1} if platform == 'cpu' else {}
+
+
 def jit_train_step(
     train_step: Callable, *, state: TrainState, shardings: TrainState, batch: Batch, batch_sharding: Any
 ) -> Any:
@@ -112,4 +117,5 @@ def jit_train_step(
         out_shardings=(shardings, replicated),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return jitted.lower(state, batch, step).compile()
+    platform = batch_sharding.mesh.devices.flat[0].platform
+    return jitted.lower(state, batch, step).compile(compiler_options=compiler_options(platform))

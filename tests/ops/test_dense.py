@@ -1,9 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avmae_jax.ops.dense import NORM_EPSILON, dense, last_axis, layer_norm
+from avmae_jax.ops.dense import NORM_EPSILON, dense, gelu, last_axis, layer_norm
 
 RANDOM = np.random.default_rng(0)
 X, KERNEL = RANDOM.normal(size=(2, 3, 4)).astype(np.float32), RANDOM.normal(size=(4, 5)).astype(np.float32)
@@ -45,3 +47,17 @@ def test_in_bfloat16_weights_get_float32_gradients_that_were_never_rounded():
     gradient = jax.grad(lambda k: (dense(x, k, None, 'bfloat16') * jnp.bfloat16(1 / 256)).sum())(kernel)
     assert gradient.dtype == jnp.float32
     assert gradient[0, 0] == 4097 / 256
+
+
+def test_gelu_and_its_written_out_gradient_are_those_of_jax():
+    x = jnp.linspace(-6, 6, 101)
+    plain = functools.partial(jax.nn.gelu, approximate=True)
+    np.testing.assert_allclose(gelu(x), plain(x), rtol=1e-5, atol=1e-6)
+    ours, theirs = (jax.grad(lambda x, f=f: f(x).sum())(x) for f in (gelu, plain))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_stores_its_input_and_nothing_else():
+    x = jnp.ones((2, 3), jnp.bfloat16)
+    _, backward = jax.vjp(gelu, x)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(backward)] == [(x.shape, x.dtype)]
