@@ -248,3 +248,73 @@ def _cycle_colours(count: int) -> list[tuple[int, int, int]]:
 def _polyline(picture: np.ndarray, points: np.ndarray, colour: tuple[int, ...], thickness: int = 1) -> None:
     fixed = np.rint(points * 16).astype(np.int32).reshape(-1, 1, 2)  # Sixteenths of a pixel.
     cv2.polylines(picture, [fixed], False, colour, thickness, cv2.LINE_AA, shift=4)
+
+
+# -- Confusion --
+
+DARKEST = (8, 48, 107)
+CELL_SIZES = (10, 44)  # Pixels: enough for the name of a class beside it, and for a number inside it.
+NUM_CONFUSIONS = 12  # Of the most frequent ones, listed below.
+MAX_NAME = 32  # Letters; of a longer name the first ones are shown.
+
+
+def draw_confusion(counts: Float[np.ndarray, 'c c'], names: Sequence[str], title: str) -> Picture:
+    """Which classes (rows) are taken for which (columns); darker is more, and what is right lies on the diagonal.
+
+    Numbers stand in the cells where they have room, and all rows and columns are named, on both sides when there are
+    many. The shade is the square root of the share of a row, so that a hundredth can be seen. Classes without a record
+    are grey. Below are the confusions that happen most.
+    """
+    num_classes = len(names)
+    cell = int(np.clip(600 // num_classes, *CELL_SIZES))
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1e-12)
+    level = np.sqrt(shares)[..., None]
+    colours = (1 - level) * np.array(PAPER) + level * np.array(DARKEST)
+    colours[totals[:, 0] == 0] = FAINT
+    matrix = np.rint(colours).astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    every = 1 if cell >= 20 else 10  # Lines that the eye can follow.
+    matrix[:: cell * every], matrix[:, :: cell * every] = FAINT, FAINT
+    if cell >= 26:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            text = f'{counts[row, column]:.4g}'
+            colour = PAPER if level[row, column] > 0.6 else INK
+            x = column * cell + (cell - text_width(text, 0.36)) // 2
+            put_text(matrix, text, int(x), int(row) * cell + cell // 2 + 4, colour, scale=0.36)
+
+    shown = [name if len(name) <= MAX_NAME else name[: MAX_NAME - 2] + '..' for name in names]
+    to_left, to_right = (_names_of_rows(shown, cell, right=right) for right in (False, True))
+    corner = blank(to_left.shape[1], to_left.shape[1])
+    # A quarter turn lets names read upwards, so that those above begin at the matrix and those below end there.
+    lines = [[corner, np.rot90(to_right)], [to_left, matrix]]
+    if cell < 20:
+        lines = [[*lines[0], corner], [*lines[1], to_right], [corner, np.rot90(to_left), corner]]
+    picture = below([beside([np.ascontiguousarray(part) for part in line], gap=0) for line in lines], gap=0)
+
+    wrong = counts * (1 - np.eye(num_classes))
+    most = np.argsort(-wrong, axis=None, kind='stable')[:NUM_CONFUSIONS]
+    listed = [
+        f'{names[i]} taken for {names[j]}: {wrong[i, j]:.4g} of {totals[i, 0]:.4g} ({100 * shares[i, j]:.0f} %)'
+        for i, j in zip(*np.unravel_index(most, wrong.shape), strict=True)
+        if wrong[i, j]
+    ]
+    right = 100 * np.trace(counts) / max(totals.sum(), 1e-12)
+    about = (
+        f'{title}: rows are true classes, columns what they were taken for. {right:.1f} % of {totals.sum():.0f} right.'
+    )
+    zoom = max(1, picture.shape[1] // 1200)  # The text of a large picture is seen from afar.
+    width = max(picture.shape[1] // zoom, 420)
+    told = below([caption(line, width) for line in (about, *listed)], gap=0)
+    told = resize(told, height=zoom * told.shape[0], width=zoom * told.shape[1])
+    return np.pad(below([picture, told], gap=6), ((6, 6), (6, 6), (0, 0)), constant_values=255)
+
+
+def _names_of_rows(names: Sequence[str], cell: int, right: bool) -> Picture:
+    """Names to stand right or left of the rows of a matrix, close to it."""
+    scale = 0.4 if cell >= 14 else 0.3
+    width = max(text_width(name, scale) for name in names) + 8
+    paper = blank(cell * len(names), width)
+    for i, name in enumerate(names):
+        x = 4 if right else width - 4 - text_width(name, scale)
+        put_text(paper, name, x, i * cell + cell // 2 + round(10 * scale), scale=scale)
+    return paper

@@ -42,8 +42,9 @@ def run_pass(
     Args:
       batches: this host's rows of each batch; padding has weight 0.
       sharding: of a batch.
-      num_records: how many there should be. Rows of one record (several moments or crops of it) are averaged;
-        they must be equally many for all. A record that is missing, because it is damaged, is said.
+      num_records: how many there should be. Rows of one record (several moments or crops of it) are averaged:
+        features, errors and logits alike. They must be equally many for all. A record that is missing, because it
+        is damaged, is said.
     """
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
 
@@ -88,7 +89,11 @@ def _in_order(rows: list[dict[str, Any]], num_records: int, what: str) -> dict[s
 
     def one_per_record(x: np.ndarray) -> np.ndarray:
         x = x[order]
-        return np.add.reduceat(x, first) / x.dtype.type(count[0]) if x.dtype.kind == 'f' else x[first]
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x[first]
+        # At least float32: the sum of many bfloat16 would lose what tells them apart.
+        wide = np.promote_types(x.dtype, np.float32)
+        return np.add.reduceat(x.astype(wide, copy=False), first) / wide.type(count[0])
 
     return {**jax.tree.map(one_per_record, table), 'record': record}
 

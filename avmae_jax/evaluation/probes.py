@@ -39,7 +39,7 @@ def judge(
         value, chance = metrics.mean_average_precision(scores, targets), metrics.mean_positive_rate(targets)
         return Score('mAP', value, chance, settings)
     labels = targets.argmax(axis=1)
-    return Score('accuracy', metrics.accuracy(scores.argmax(axis=1), labels), metrics.majority_rate(labels), settings)
+    return Score('accuracy', metrics.top_k_accuracy(scores, labels), metrics.majority_rate(labels), settings)
 
 
 @dataclasses.dataclass(frozen=True)

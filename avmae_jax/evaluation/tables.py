@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +27,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell or cell == '-' or cell[0].isdigit()
+    return not cell or cell == '-' or cell.lstrip('-')[0].isdigit()
 
 
 def reconstruction_table(errors: Sequence[Mapping[str, Any]]) -> str:
@@ -85,3 +87,34 @@ def retrieval_table(results: Sequence[Mapping[str, Any]]) -> str:
         rows.append([f'{result["query"]} -> {result["candidates"]}', result['method'], *cells])
     rows.append(['', 'chance', *(f'{chance[k]:.3f}' for k in ks), f'{chance["median_rank"]:.1f}'])
     return f'Finding the other modality of a clip among {results[0]["num_candidates"]:,}\n' + format_table(rows)
+
+
+def benchmark_table(results: Mapping[str, Any]) -> str:
+    """One line a head, subset and metric of what `benchmarks.score` gave, and below what was left out."""
+    rows = [['labels', 'subset', 'metric', 'score', 'chance', 'clips']]
+    for score in results['scores']:
+        values = [f'{score["value"]:.4f}', f'{score["chance"]:.4f}', f'{score["num_records"]:,}']
+        rows.append([score['head'], score['subset'], score['metric'], *values])
+    return f'Benchmark, {results["kind"]}, higher is better\n' + '\n  '.join([format_table(rows), *results['notes']])
+
+
+def fold_table(results: Mapping[str, Any]) -> str:
+    """One line a head and metric of what `benchmarks.combine_folds` gave."""
+    folds = list(results['scores'][0]['folds'])
+    names = [f'fold {fold}' for fold in folds]
+    rows = [['labels', 'metric', 'mean', '+-', 'pooled', 'chance', *names, 'clips']]
+    for score in results['scores']:
+        values = [score[key] for key in ('mean', 'standard_deviation', 'pooled', 'chance')]
+        values += [score['folds'][fold] for fold in folds]
+        rows.append([score['head'], score['metric'], *(f'{v:.4f}' for v in values), f'{score["num_records"]:,}'])
+    title = f'Cross-validation over {len(folds)} folds, higher is better; +- is the deviation between folds'
+    return title + '\n' + format_table(rows)
+
+
+def class_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a class for a spreadsheet; what is not defined is an empty cell."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows({key: f'{v:.6f}' if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    return file.getvalue()

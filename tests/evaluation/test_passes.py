@@ -114,6 +114,31 @@ def test_rows_of_one_record_are_averaged():
     np.testing.assert_array_equal(twice['present']['video'], once['present']['video'])
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    'rows_per_record, batch_size, num_devices', [(1, 4, 1), (3, 6, 1), (4, 8, 8), (8, 8, 2), (8, 16, 8)]
+)
+def test_logits_of_the_rows_of_a_record_are_averaged(dtype, rows_per_record, batch_size, num_devices):
+    """Several clips and crops; each row has logits of its own, and the last batch is not full."""
+    assert rows_per_record == batch_size or (NUM_CLIPS * rows_per_record) % batch_size
+    batches = list(make_batches(batch_size, rows_per_record=rows_per_record))
+    rng = np.random.default_rng(0)
+    seeds = rng.integers(0, 200, (len(batches) * batch_size, 2), dtype=np.uint32)  # Padding has logits too.
+    batches = [b._replace(seed=seeds[i * batch_size :][:batch_size]) for i, b in enumerate(batches)]
+
+    def step(params, batch):
+        return {'logits': batch.seed.astype(dtype) * params, 'labels': batch.labels}
+
+    mesh = make_mesh(devices=jax.devices()[:num_devices])
+    table = passes.run_pass(
+        step, jnp.asarray(0.5, dtype), batches, sharding=batch_sharding(mesh), num_records=NUM_CLIPS
+    )
+    wanted = 0.5 * seeds[: NUM_CLIPS * rows_per_record].reshape(NUM_CLIPS, rows_per_record, 2).mean(axis=1)
+    np.testing.assert_allclose(table['logits'], wanted, rtol=1e-6)
+    assert table['logits'].dtype == np.float32
+    np.testing.assert_array_equal(table['labels']['label'], np.eye(3)[np.arange(NUM_CLIPS) % 3])
+
+
 def test_features_leave_the_class_token_out():
     model, _, params = make_model(class_token=True)
     batch = next(make_batches(2))

@@ -122,3 +122,32 @@ def test_ticks_are_a_few_round_numbers_within_the_limits(low, high):
 def test_captions_break_between_words():
     short, long = drawing.caption('a word', 200), drawing.caption('many words ' * 10, 200)
     assert short.shape[1] == long.shape[1] == 200 and long.shape[0] > 3 * short.shape[0] // 2
+
+
+def confusion_cells(picture, num_classes, cell):
+    """The cells [c c 3] of a drawn matrix, found by its lines: each begins with a faint one."""
+    faint = (picture == drawing.FAINT).all(-1)
+    top, left = (int(np.flatnonzero(faint.sum(axis=1 - i) >= 0.9 * num_classes * cell)[0]) for i in (0, 1))
+    # The upper right corner of a cell, where no number is written.
+    at = [np.arange(num_classes) * cell + start for start in (top + 2, left + cell - 3)]
+    return picture[at[0][:, None], at[1][None]]
+
+
+@pytest.mark.parametrize('num_classes, cell', [(3, 44), (10, 44), (40, 15), (120, 10)])
+def test_a_confusion_is_darker_the_more_of_a_class_it_takes(num_classes, cell):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 9, (num_classes, num_classes)) * 1.0 + 20 * np.eye(num_classes)
+    picture = drawing.draw_confusion(counts, [f'class {i}' for i in range(num_classes)], 'title')
+    cells = confusion_cells(picture, num_classes, cell)
+    for share, row in zip(counts / counts.sum(axis=1, keepdims=True), cells.astype(int).sum(axis=-1), strict=True):
+        order = np.argsort(share, kind='stable')
+        assert (np.diff(row[order])[np.diff(share[order]) > 0] < 0).all()
+        assert (row[share == 0] == 3 * 255).all()
+
+
+def test_classes_without_a_record_are_grey_and_long_names_are_cut():
+    counts = np.diag([4.0, 0, 2])
+    picture = drawing.draw_confusion(counts, ['a', 'b', 'c' * 90], 'title')
+    cells = confusion_cells(picture, 3, 44)
+    assert (cells[1] == drawing.FAINT).all() and not (cells[[0, 2]] == drawing.FAINT).all(-1).any()
+    assert picture.shape[1] < 700
