@@ -106,11 +106,11 @@ def adam(
 def adamw(
     schedule: optax.Schedule,
     *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-    weight_decay: float = 0.05,
-    clip_norm: float | None = None,
+    beta1: int | float = 0.9,
+    beta2: int | float = 0.999,
+    epsilon: int | float = 1e-8,
+    weight_decay: int | float = 0.05,
+    clip_norm: int | float | None = None,
 ) -> optax.GradientTransformation:
     """AdamW as published: kernels decay as they were before the update. Betas are those of finetuning ViTs."""
     parts = [optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon)]
@@ -120,7 +120,7 @@ def adamw(
 
 
 def sgd(
-    schedule: optax.Schedule, *, momentum: float = 0.9, clip_norm: float | None = None
+    schedule: optax.Schedule, *, momentum: int | float = 0.9, clip_norm: int | float | None = None
 ) -> optax.GradientTransformation:
     """Gradients are added up, the sum fading by `momentum` a step, and the rate multiplies the sum (as in Scenic)."""
     return optax.chain(*_clip(clip_norm), optax.trace(decay=momentum), optax.scale_by_learning_rate(schedule))
@@ -129,7 +129,7 @@ def sgd(
 OPTIMIZERS = {'adam': adam, 'adamw': adamw, 'sgd': sgd}
 
 
-def _clip(norm: float | None) -> list[optax.GradientTransformation]:
+def _clip(norm: int | float | None) -> list[optax.GradientTransformation]:
     return [] if norm is None else [optax.clip_by_global_norm(norm)]
 
 
@@ -139,9 +139,9 @@ def _clip(norm: float | None) -> list[optax.GradientTransformation]:
 def tailored(
     optimizer: optax.GradientTransformation,
     *,
-    layer_decay: float | None = None,
+    layer_decay: int | float | None = None,
     frozen: Sequence[str] = (),
-    average_decay: float | None = None,
+    average_decay: int | float | None = None,
 ) -> optax.GradientTransformation:
     """An optimiser that treats parameters by where they stand.
 
@@ -228,7 +228,7 @@ def _along_first_axis(values: Any, leaf: Any) -> jax.Array:
     return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
 
 
-def scale_layers(decay: float) -> optax.GradientTransformation:
+def scale_layers(decay: int | float) -> optax.GradientTransformation:
     """Multiplies updates by decay^(L + 1 - id): the deeper, the more they are kept; the head's are as they were."""
 
     def update(updates, params):
@@ -313,7 +313,7 @@ class AverageState(NamedTuple):
     average: Any
 
 
-def average_params(decay: float) -> optax.GradientTransformation:
+def average_params(decay: int | float) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the parameters after each update; the last part of a chain.
 
     It begins at the first parameters, and the first updates count for more than `1 - decay`, so that a short run does

@@ -298,12 +298,16 @@ def test_frozen_parameters_stay_bit_for_bit_and_the_others_move(name, scan):
 
 
 def test_frozen_parameters_take_no_moments_and_count_in_no_norm():
-    params = {'encoder': {'kernel': jnp.ones((100, 100))}, 'head': {'kernel': jnp.ones(4)}}
-    gradients = [{'encoder': {'kernel': jnp.full((100, 100), 50.0)}, 'head': {'kernel': jnp.full(4, 0.1)}}]
+    params = _nested({'stem/kernel': (100, 100), 'encoder/joint/layers/kernel': (2, 3), 'head/kernel': (4,)})
+    gradients = jax.tree.map(lambda x: jnp.full(x.shape, 0.1), params)
+    gradients['stem']['kernel'] = jnp.full((100, 100), 50.0)
+    gradients['encoder']['joint']['layers']['kernel'] = jnp.asarray([[50.0] * 3, [0.1] * 3])
     optimizer = optimizer_lib.sgd(lambda step: 1.0, clip_norm=1.0)
-    seen, state = _steps(optimizer_lib.tailored(optimizer, frozen=['encoder']), params, gradients)
-    assert sum(x.size for x in jax.tree.leaves(state)) < 10
+    frozen = ['stem', 'encoder/joint/layer_0']
+    seen, state = _steps(optimizer_lib.tailored(optimizer, frozen=frozen), params, [gradients])
+    assert sum(x.size for x in jax.tree.leaves(state)) < 20
     np.testing.assert_allclose(seen[0]['head']['kernel'], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(seen[0]['encoder']['joint']['layers']['kernel'][1], 0.9, rtol=1e-6)
 
 
 def test_what_is_frozen_must_be_there_and_leave_something():
