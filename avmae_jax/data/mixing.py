@@ -12,7 +12,10 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from avmae_jax.data import order
+from avmae_jax.data.balance import WeightedOrder
 from avmae_jax.data.schema import LabelSet
 from avmae_jax.data.sources import Source
 from avmae_jax.structs import Clip
@@ -22,7 +25,8 @@ class Place(NamedTuple):
     """What lies at a place of the training stream.
 
     Attributes:
-      epoch: how often this dataset has been gone through before.
+      epoch: which time this record comes, for what is drawn for it: how often its dataset has been gone through before.
+        Where clips are drawn by weight and one may come several times an epoch, the number of the draw.
       record: index in the mixture: the datasets' records one after the other.
     """
 
@@ -35,9 +39,16 @@ class Mixture:
 
     Args:
       weights: any positive numbers; 3 and 1 are the same as 0.75 and 0.25. None means by number of records.
+      clip_weights: for each dataset, the weights of its clips (see `balance.clip_weights`), or None where every clip
+        comes once an epoch.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[int | float] | None = None):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[int | float] | None = None,
+        clip_weights: Sequence[np.ndarray | None] | None = None,
+    ):
         self.sources = tuple(sources)
         for source in sources:
             if not len(source):
@@ -51,6 +62,15 @@ class Mixture:
         exact = [fractions.Fraction(weight) for weight in self.weights]
         # Of the places that the datasets before k left over, the share that k takes.
         self._shares = [weight / sum(exact[k:]) for k, weight in enumerate(exact)]
+        if clip_weights is None:
+            clip_weights = [None] * len(sources)
+        lengths = [None if each is None else len(each) for each in clip_weights]
+        if len(lengths) != len(sources) or any(n not in (None, len(s)) for n, s in zip(lengths, sources, strict=True)):
+            raise ValueError(
+                f'clip_weights must be None or one number a clip for each dataset; got {lengths} numbers for '
+                f'{[len(source) for source in sources]} clips.'
+            )
+        self._weighted = [None if each is None else WeightedOrder(each) for each in clip_weights]
         media = {(s.info.media.sample_rate, s.spectrogram_shape) for s in sources if 'audio' in s.info.modalities}
         if len(media) > 1:
             raise ValueError(f'datasets of one mixture must store sound alike; got (sample_rate, log-mel): {media}.')
@@ -103,4 +123,7 @@ class Mixture:
         """What lies at a place of the shuffled stream; each dataset is shuffled anew every epoch."""
         k, count = self.draw(place)
         epoch, within = divmod(count, len(self.sources[k]))
+        weighted = self._weighted[k]
+        if weighted is not None:
+            return Place(count, self._starts[k] + weighted.record(within, seed, k, epoch))
         return Place(epoch, self._starts[k] + order.shuffle(within, len(self.sources[k]), seed, k, epoch))

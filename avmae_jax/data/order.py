@@ -47,3 +47,8 @@ def shuffle(place: int, num_records: int, *key: int) -> int:
         place = high * columns + low
         if place < num_records:
             return place
+
+
+def fraction(*key: int) -> float:
+    """A number in [0, 1) that `key` stands for."""
+    return (_mix(_keys(*key)[0] ^ _STEP) >> 11) * 2.0**-53

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -237,6 +237,36 @@ def read_clip(record: bytes) -> Clip:
         )
     except (IndexError, KeyError, ValueError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f'not a clip record of format {FORMAT_VERSION}: {error!r}') from error
+
+
+def read_labels(pread: Callable[[int, int], bytes], start: int, size: int) -> dict[str, list[int]]:
+    """The labels of one of our records without its media: of every other field only the beginning is read.
+
+    Args:
+      pread: (offset, bytes) -> what the file holds there.
+      start, size: of the record, without its framing.
+    """
+    labels = {}
+    try:
+        peek = memoryview(pread(start, 32))
+        _, at = _read_varint(peek, 0)
+        _, at = _read_varint(peek, at)  # The length of all fields.
+        place = start + at
+        while place < start + size:
+            # A field is a message of a name and values, as in `write_example`.
+            peek = memoryview(pread(place, 256))
+            _, at = _read_varint(peek, 0)
+            length, at = _read_varint(peek, at)
+            place += at
+            _, at = _read_varint(peek, at)
+            name_length, at = _read_varint(peek, at)
+            if bytes(peek[at : at + min(name_length, 6)]) == b'label/':
+                entry = {number: value for number, _, value in _fields(memoryview(pread(place, length)))}
+                labels[bytes(entry[1]).decode()[6:]] = list(_parse_feature(entry[2]))
+            place += length
+    except (IndexError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f'not a clip record of format {FORMAT_VERSION}: {error!r}') from error
+    return labels
 
 
 def parse_sequence_example(record: bytes, spectrogram_shape: tuple[int, int], fps: float) -> Clip:

@@ -1,4 +1,4 @@
-"""From a batch as the host hands it over to what the model sees; inside the jitted step.
+"""From a batch as the host hands it over to what the model sees, augmented in training; inside the jitted step.
 
 The host sends uint8 pixels and int16 sound, a quarter and a half of the bytes of float32; everything
 after that is element-wise over rows, so it stays on the device that holds the row.
@@ -13,16 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Num, UInt8, UInt32
 
-from avmae_jax.ops import spectrogram
+from avmae_jax.ops import augment, rows, spectrogram
 from avmae_jax.structs import Array, Batch, Modality
 
 STORED = 'stored'  # The convention of data that holds log-mels already.
-_FLIP = 0  # What is drawn from a row's key for which purpose; further draws take further numbers.
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Flips and scales pixels, turns sound into normalised log-mel.
+    """Flips and scales pixels, turns sound into normalised log-mel; in training changes both, where asked for.
 
     Attributes:
       flip: mirror half of the rows left to right in training; picture and video of a row alike.
@@ -32,6 +31,10 @@ class Preprocess:
       audio_mean, audio_std: of the log-mel, in nats.
       rgb_mean, rgb_std: of RGB in [0, 1], for ImageNet-style standardisation; without them pixels are
         scaled to [-1, 1].
+      color_jitter: of pictures and videos in training.
+      time_shift: log-mels are shifted around in time in training; before `spec_augment`, whose masks stay where they
+        are drawn.
+      spec_augment: of normalised log-mels in training.
     """
 
     flip: bool = True
@@ -43,6 +46,9 @@ class Preprocess:
     audio_std: float = 1.0
     rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    color_jitter: augment.ColorJitter | None = None
+    time_shift: bool = False
+    spec_augment: augment.SpecAugment | None = None
 
     def __post_init__(self):
         if self.convention != STORED:
@@ -72,13 +78,38 @@ class Preprocess:
         inputs = {}
         for modality, media in batch.media.items():
             if modality == 'audio':
-                inputs[modality] = self._normalised_log_mel(media)
+                plain = self._normalised_log_mel(media)
+                changed = self._changed_log_mel(plain, batch.seed)
             else:
                 pixels = flip_rows(media, batch.seed) if train and self.flip else jnp.asarray(media)
-                inputs[modality] = (pixels.astype(jnp.float32) / 255 - self._rgb(pixels, self.rgb_mean)) / self._rgb(
-                    pixels, self.rgb_std
-                )
+                pixels = pixels.astype(jnp.float32) / 255
+                plain, changed = self._standardised(pixels), self._changed_pixels(pixels, batch.seed)
+            if train and changed is not None:
+                # A row without the modality is in training what it is in evaluation.
+                present = rows.per_row(jnp.asarray(batch.present[modality]), plain)
+                inputs[modality] = jnp.where(present, changed, plain)
+            else:
+                inputs[modality] = plain
         return inputs
+
+    def _changed_log_mel(
+        self, log_mel: Float32[Array, 'b s f'], seed: UInt32[Array, 'b 2']
+    ) -> Float32[Array, 'b s f'] | None:
+        """As training is to hear it; None where that is as it is."""
+        if not self.time_shift and self.spec_augment is None:
+            return None
+        if self.time_shift:
+            log_mel = augment.shift_time(log_mel, seed)
+        return log_mel if self.spec_augment is None else self.spec_augment(log_mel, seed)
+
+    def _changed_pixels(
+        self, pixels: Float32[Array, 'b *thw 3'], seed: UInt32[Array, 'b 2']
+    ) -> Float32[Array, 'b *thw 3'] | None:
+        """As training is to see it; None where that is as it is."""
+        return None if self.color_jitter is None else self._standardised(self.color_jitter(pixels, seed))
+
+    def _standardised(self, pixels: Float32[Array, 'b *thw 3']) -> Float32[Array, 'b *thw 3']:
+        return (pixels - self._rgb(pixels, self.rgb_mean)) / self._rgb(pixels, self.rgb_std)
 
     def undo(self, inputs: dict[Modality, Array]) -> dict[Modality, Array]:
         """Back to RGB in [0, 1] and log-mel in nats: the units in which errors are told and pictures drawn."""
@@ -113,8 +144,5 @@ class Preprocess:
 
 def flip_rows(pixels: UInt8[Array, 'b *thw 3'], seed: UInt32[Array, 'b 2']) -> UInt8[Array, 'b *thw 3']:
     """Mirrors half of the rows; which ones is a function of each row's seed alone, whatever batch it came in."""
-    # The implementation is named, so that a run with another default generator flips the same rows.
-    keys = jax.random.wrap_key_data(jnp.asarray(seed), impl='threefry2x32')
-    flipped = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, _FLIP)))(keys)
-    flipped = flipped.reshape((-1,) + (1,) * (pixels.ndim - 1))
-    return jnp.where(flipped, pixels[..., ::-1, :], pixels)
+    flipped = jax.vmap(jax.random.bernoulli)(rows.row_keys(seed, rows.FLIP))
+    return jnp.where(rows.per_row(flipped, pixels), pixels[..., ::-1, :], pixels)

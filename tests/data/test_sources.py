@@ -196,3 +196,32 @@ def test_image_datasets_of_tfds_open_by_name(tmp_path, file_format):
 def test_a_dataset_that_tfds_never_prepared_is_named(tmp_path):
     with pytest.raises(ValueError, match="prepared no 'nowhere'"):
         sources.open_source('tfds:nowhere', data_dir=tmp_path)
+
+
+def test_labels_are_read_without_the_media(toys, tmp_path, monkeypatch):
+    clips = [toys.make_textured_clip(i) for i in range(5)]
+    clips[2] = clips[2]._replace(labels={'label': [2, 0, 1], 'a longer name of a head': [300]})
+    clips[3] = clips[3]._replace(labels={})
+    source = sources.open_source(toys.write_dataset(tmp_path / 'toy', clips))
+    read, pread = [], tfrecord.TFRecordFile.pread
+    monkeypatch.setattr(
+        tfrecord.TFRecordFile, 'pread', lambda self, at, size: read.append(size) or pread(self, at, size)
+    )
+    assert sources.read_labels(source) == [clip.labels.get('label', []) for clip in clips]
+    assert sources.read_labels(source, 'a longer name of a head') == [[], [], [300], [], []]
+    assert sum(read) / 2 < 0.2 * sum(file.index[:, 1].sum() for file in source.files)
+
+
+def test_labels_of_other_sources_are_those_of_their_clips(toys, tmp_path):
+    source = sources.open_source(toys.write_dataset(tmp_path / 'toy', [toys.make_clip(i) for i in range(4)]))
+    other = sources.ShardedSource(source.files, lambda record: schema.read_clip(record), source.info, source.split)
+    assert sources.read_labels(other) == sources.read_labels(source) == [[0], [1], [2], [0]]
+
+
+def test_a_damaged_record_has_no_labels(toys, tmp_path):
+    folder = toys.write_dataset(tmp_path / 'toy', [toys.make_clip(i) for i in range(3)], num_shards=1)
+    source = sources.open_source(folder)
+    toys.flip_byte(source.files[0].path, int(source.files[0].index[1, 0]) + tfrecord.HEADER_BYTES + 3)
+    assert sources.read_labels(source)[::2] == [[0], [2]]
+    other = sources.ShardedSource(source.files, lambda record: schema.read_clip(record), source.info, source.split)
+    assert sources.read_labels(other) == [[0], [], [2]]

@@ -1,0 +1,149 @@
+"""Changes of pixels and log-mels that leave the label as it is, on the device; a row's are drawn from its own seed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, UInt32
+
+from avmae_jax.ops import patches, rows
+from avmae_jax.structs import JOINT_ORDER, Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter:
+    """Other light on the same scene: the pixels of a row, all frames of a clip alike, go through one function.
+
+    The defaults are those of DeepMind's video reader (DMVR), which Scenic finetunes with; the recipe has a
+    drop_ratio of 0.1 besides.
+
+    Attributes:
+      jitter_ratio: share of rows whose colours are changed.
+      drop_ratio: share of rows that are turned to gray.
+      brightness: largest number that is added to pixels in [0, 1], or taken away.
+      contrast, saturation: they are multiplied by 1 - x to 1 + x.
+      hue: largest turn of the circle of colours, of one round.
+    """
+
+    jitter_ratio: int | float = 0.8
+    drop_ratio: int | float = 0.0
+    brightness: int | float = 32 / 255
+    contrast: int | float = 0.4
+    saturation: int | float = 0.4
+    hue: int | float = 0.2
+
+    def __post_init__(self):
+        for name, most in {'jitter_ratio': 1, 'drop_ratio': 1, 'contrast': 1, 'saturation': 1, 'hue': 0.5}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f'{name} of the colour jitter must lie in [0, {most}]; got {getattr(self, name)}.')
+        if self.brightness < 0:
+            raise ValueError(f'brightness of the colour jitter must not be below 0; got {self.brightness}.')
+
+    def __call__(self, pixels: Float[Array, 'b *thw 3'], seed: UInt32[Array, 'b 2']) -> Float[Array, 'b *thw 3']:
+        """Pixels in [0, 1] to pixels in [0, 1]."""
+        drawn = rows.uniform(seed, rows.COLOR, 6)
+        sides = 2 * drawn - 1  # In [-1, 1).
+        changed = jnp.clip(pixels + rows.per_row(self.brightness * sides[:, 0], pixels), 0, 1)
+        # The mean is that of the whole clip, so that frames are not changed against each other.
+        mean = jnp.mean(changed, axis=tuple(range(1, changed.ndim - 1)), keepdims=True)
+        changed = jnp.clip((changed - mean) * rows.per_row(1 + self.contrast * sides[:, 1], pixels) + mean, 0, 1)
+        changed = turn_colors(changed, 1 + self.saturation * sides[:, 2], self.hue * sides[:, 3])
+        pixels = jnp.where(rows.per_row(drawn[:, 4] < self.jitter_ratio, pixels), changed, pixels)
+        gray = patches.to_grayscale(pixels.reshape(len(pixels), -1, 3)).reshape(pixels.shape)
+        return jnp.where(rows.per_row(drawn[:, 5] < self.drop_ratio, pixels), gray, pixels)
+
+
+def turn_colors(
+    pixels: Float[Array, 'b *thw 3'], saturation: Float[Array, 'b'], hue: Float[Array, 'b']
+) -> Float[Array, 'b *thw 3']:
+    """Multiplies the saturation of RGB in [0, 1] and turns its hue, as parts of a round, in the sense of HSV."""
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    safe = jnp.where(chroma > 0, chroma, 1)
+    sixth = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sixth = sixth + rows.per_row(6 * hue, sixth)
+    chroma = jnp.minimum(chroma * rows.per_row(saturation, chroma), value)
+
+    def channel(place: int) -> Array:
+        k = jnp.mod(place + sixth, 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecAugment:
+    """Silences bands of frequencies and moments of a normalised log-mel (Park et al. 2019, without the warping).
+
+    Masks get the value 0, the mean of the data. The defaults are those of AudioSet; VGGSound has one band of up to 48.
+
+    Attributes:
+      frequency_masks, time_masks: how many.
+      frequency_width, time_width: the most that one may cover, in mel bins and in frames.
+      time_ratio: the most that one time mask may cover of all frames. 0 switches time masks off, as the released
+        settings do.
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 36
+    time_masks: int = 4
+    time_width: int = 48
+    time_ratio: int | float = 1.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(f'{field.name} of SpecAugment must not be below 0; got {getattr(self, field.name)}.')
+
+    def __call__(self, log_mel: Float[Array, 'b s f'], seed: UInt32[Array, 'b 2']) -> Float[Array, 'b s f']:
+        _, num_frames, num_bins = log_mel.shape
+        time_width = min(self.time_width, int(self.time_ratio * num_frames))
+        masks = self.time_masks + self.frequency_masks
+        drawn = rows.uniform(seed, rows.SPEC_MASKS, masks, 2)
+        frames = _covered(drawn[:, : self.time_masks], time_width, num_frames)
+        bins = _covered(drawn[:, self.time_masks :], self.frequency_width, num_bins)
+        return jnp.where(frames[:, :, None] | bins[:, None, :], 0, log_mel)
+
+
+def _covered(drawn: Float[Array, 'b masks 2'], width: int, size: int) -> Bool[Array, 'b size']:
+    """The places that some mask covers; each is 0 to `width` long, all lengths and then all places alike."""
+    length = jnp.floor(drawn[..., 0] * (min(width, size) + 1))
+    start = jnp.floor(drawn[..., 1] * (size - length + 1))
+    place = jnp.arange(size, dtype=jnp.float32)[None, None]
+    inside = (place >= start[..., None]) & (place < (start + length)[..., None])
+    return jnp.any(inside, axis=1)
+
+
+def shift_time(log_mel: Float[Array, 'b s f'], seed: UInt32[Array, 'b 2']) -> Float[Array, 'b s f']:
+    """Begins each log-mel anywhere, and puts what came before at its end."""
+    frames = log_mel.shape[1]
+    by = jnp.floor(rows.uniform(seed, rows.TIME_SHIFT) * frames).astype(jnp.int32)
+    return jax.vmap(lambda x, start: jnp.roll(x, -start, axis=0))(log_mel, by)
+
+
+def lose_modality(batch: Batch, ratio: int | float) -> Batch:
+    """A share of the rows loses one of its modalities, any of them alike, and is then what a clip without it is.
+
+    Rows that have one modality only keep it. To be done before `Preprocess` and the objective see the batch: its media
+    are the bytes that a clip gets which was stored without, and `present` says so.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f'the share of rows that lose a modality must lie in [0, 1]; got {ratio}.')
+    names = [m for m in JOINT_ORDER if m in batch.media]
+    drawn = rows.uniform(batch.seed, rows.LOST_MODALITY, 1 + len(names))
+    present = jnp.stack([jnp.asarray(batch.present[m]) for m in names], axis=1)
+    loses = (drawn[:, 0] < ratio) & (jnp.sum(present, axis=1) > 1)
+    which = jnp.argmax(jnp.where(present, drawn[:, 1:], -1.0), axis=1)
+    media, kept = dict(batch.media), dict(batch.present)
+    for i, m in enumerate(names):
+        lost = loses & (which == i)
+        media[m] = jnp.where(rows.per_row(lost, media[m]), jnp.zeros((), media[m].dtype), media[m])
+        kept[m] = jnp.asarray(kept[m]) & ~lost
+    return batch._replace(media=media, present=kept)
