@@ -70,10 +70,10 @@ def test_workers_that_cannot_start_are_no_failures_of_clips(strange, tmp_path, m
 def test_a_folder_is_locked_while_it_is_written(tmp_path):
     folder = tmp_path / 'set' / '.prepare'
     folder.mkdir(parents=True)
-    with workers.lock_folder(folder / 'lock'):
-        with pytest.raises(ValueError, match='is being written by another run'):
-            workers.lock_folder(folder / 'lock', wait_seconds=0.3)
-    workers.lock_folder(folder / 'lock', wait_seconds=0.3).close()
+    with workers.lock_folder(folder / 'lock', 'gs://bucket/set'):
+        with pytest.raises(ValueError, match='gs://bucket/set is being written by another run'):
+            workers.lock_folder(folder / 'lock', 'gs://bucket/set', wait_seconds=0.3)
+    workers.lock_folder(folder / 'lock', 'gs://bucket/set', wait_seconds=0.3).close()
 
 
 def test_workers_import_neither_jax_nor_tensorflow(repository):
