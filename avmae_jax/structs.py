@@ -105,3 +105,22 @@ class Outputs(NamedTuple):
     inpainted: dict[Modality, Array]
     inpainted_mask: dict[Modality, Array]
     patches: dict[Modality, Array]
+
+
+class Scores(NamedTuple):
+    """All that a classifier computes.
+
+    A part is what logits are made from: a modality, or 'joint' where pooling leaves one vector for the whole clip. In
+    training every part has a loss of its own; at test the mean of their logits counts.
+
+    Attributes:
+      encoded: modality -> [b n d] tokens after the encoder, class tokens included.
+      pooled: part -> [b d], what the heads get.
+      logits: head -> part -> [b classes].
+      averaged: head -> [b classes], the mean over the parts.
+    """
+
+    encoded: dict[Modality, Array]
+    pooled: dict[str, Array]
+    logits: dict[str, dict[str, Array]]
+    averaged: dict[str, Array]

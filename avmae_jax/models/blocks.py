@@ -99,16 +99,23 @@ class Attention(nn.Module):
     num_heads: int
     compute: Compute
     segments: tuple[int, ...]
+    carried: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
+    def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b _ d']:
         batch, tokens, width = x.shape
         qkv = Dense(3 * width, self.compute.dtype, kernel_init=qkv_init, name='qkv')(x)
         qkv = qkv.reshape(batch, tokens, self.num_heads, 3, width // self.num_heads)
         parts = jax.lax.split(qkv, self.segments, axis=1)
         outs = [attention.self_attention(part, self.compute.attention) for part in parts]
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
-        return Dense(width, self.compute.dtype, name='out')(out.reshape(batch, tokens, width))
+        out = last_tokens(out.reshape(batch, tokens, width), self.carried)
+        return Dense(width, self.compute.dtype, name='out')(out)
+
+
+def last_tokens(x: Float[Array, 'b n d'], count: int | None) -> Float[Array, 'b _ d']:
+    """The last `count` tokens; all for None."""
+    return x if count is None else x[:, x.shape[1] - count :]
 
 
 class Mlp(nn.Module):
@@ -130,21 +137,42 @@ class Block(nn.Module):
     Attributes:
       segments: lengths of the parts of the sequence that look only at themselves; together the whole sequence.
       collect: a scan collects the outputs of its layers.
+      carried: how many tokens, the last ones, are carried on; the others are only looked at. None for all.
     """
 
     size: Size
     compute: Compute
     segments: tuple[int, ...]
     collect: bool = False
+    carried: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'b n d'], _: None = None) -> tuple[Float[Array, 'b n d'], Array | None]:
+    def __call__(
+        self, x: Float[Array, 'b n d'], scales: Float[Array, '2 b'] | None = None
+    ) -> tuple[Float[Array, 'b _ d'], Array | None]:
+        """`scales` is what each example's two residuals are multiplied by, see `residual_scales`."""
         dtype = self.compute.dtype
         y = LayerNorm(dtype, name='attention_norm')(x)
-        x = x + Attention(self.size.num_heads, self.compute, self.segments, name='attention')(y)
-        y = LayerNorm(dtype, name='mlp_norm')(x)
-        x = x + Mlp(self.size.mlp_width, dtype, name='mlp')(y)
+        y = Attention(self.size.num_heads, self.compute, self.segments, self.carried, name='attention')(y)
+        x = last_tokens(x, self.carried) + scaled(y, scales, 0)
+        y = Mlp(self.size.mlp_width, dtype, name='mlp')(LayerNorm(dtype, name='mlp_norm')(x))
+        x = x + scaled(y, scales, 1)
         return x, x if self.collect else None  # The shape of a scan's body: what is carried on, what is collected.
+
+
+def scaled(y: Float[Array, 'b n d'], scales: Float[Array, '2 b'] | None, which: int) -> Float[Array, 'b n d']:
+    return y if scales is None else y * scales[which, :, None, None].astype(y.dtype)
+
+
+def drop_rates(drop_path: float, num_layers: int) -> tuple[float, ...]:
+    """How often the residuals of each layer are dropped: never in the first, `drop_path` in the last."""
+    return tuple(drop_path * i / max(num_layers - 1, 1) for i in range(num_layers))
+
+
+def residual_scales(rng: jax.Array, rates: Sequence[float], *shape: int) -> Float[Array, 'layers *shape']:
+    """0 for a residual that is dropped, 1 / (1 - rate) for one that stays: the mean of a residual is what it was."""
+    kept = 1.0 - jnp.asarray(rates, jnp.float32).reshape(-1, *(1 for _ in shape))
+    return jax.random.bernoulli(rng, kept, (len(rates), *shape)) / kept
 
 
 def block_class(compute: Compute) -> Any:
@@ -157,9 +185,9 @@ def block_class(compute: Compute) -> Any:
 
 @functools.cache
 def layer_function(size: Size, compute: Compute, segments: tuple[int, ...]) -> Callable[..., Any]:
-    """A block as one function of (params, x), so that it is traced and differentiated once and not layer by layer."""
+    """A block as one function, so that it is traced and differentiated once and not layer by layer."""
     block = block_class(compute)(size, compute, segments, parent=None)
-    return jax.jit(lambda params, x: block.apply({'params': params}, x, None)[0])
+    return jax.jit(lambda params, x, scales: block.apply({'params': params}, x, scales)[0])
 
 
 class Stack(nn.Module):
@@ -170,25 +198,35 @@ class Stack(nn.Module):
 
     Attributes:
       final_norm: whether the stack ends with a LayerNorm.
+      drop_rates: in training, how often a residual of each layer is dropped, example by example; () for never.
     """
 
     size: Size
     compute: Compute
     final_norm: bool = True
+    drop_rates: tuple[float, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'b n d'], segments: tuple[int, ...] | None = None) -> Float[Array, 'b n d']:
-        """Runs the blocks over a sequence whose `segments` (default: one, the whole) do not see each other."""
+    def __call__(
+        self, x: Float[Array, 'b n d'], segments: tuple[int, ...] | None = None, train: bool = False
+    ) -> Float[Array, 'b n d']:
+        """Runs the blocks over a sequence whose `segments` (default: one, the whole) do not see each other.
+
+        Dropping residuals in training draws from the rng 'drop_path'.
+        """
         compute = self.compute
         x = x.astype(compute.dtype)
         fields: dict[str, Any] = {'size': self.size, 'compute': compute, 'segments': segments or (x.shape[1],)}
         names = [f'layer_{i}' for i in range(self.size.num_layers)]
         watched = self.is_mutable_collection('intermediates')
+        scales = None
+        if train and any(self.drop_rates):
+            scales = residual_scales(self.make_rng('drop_path'), self.drop_rates, 2, x.shape[0])
         if compute.scan:
             scanned = nn.scan(
                 block_class(compute), variable_axes={'params': 0}, split_rngs={'params': True}, length=len(names)
             )
-            x, collected = scanned(**fields, collect=watched, name='layers')(x, None)
+            x, collected = scanned(**fields, collect=watched, name='layers')(x, scales)
             for i, name in enumerate(names if watched else []):
                 self.sow('intermediates', name, collected[i])
         elif self.is_initializing():
@@ -196,10 +234,32 @@ class Stack(nn.Module):
                 x, _ = Block(**fields, name=name)(x, None)
         else:
             layer, params = layer_function(**fields), self.variables['params']
-            for name in names:
-                x = layer(params[name], x)
+            for i, name in enumerate(names):
+                x = layer(params[name], x, None if scales is None else scales[i])
                 self.sow('intermediates', name, x)
         return LayerNorm(compute.dtype, name='norm')(x) if self.final_norm else x
+
+
+@functools.cache
+def block_init(size: Size, compute: Compute) -> Callable[[jax.Array], Any]:
+    """Parameters of a block from a key; one function, so that it is compiled once for all layers."""
+    block = Block(size, compute, (1,), parent=None)
+    return jax.jit(lambda key: block.init(key, jnp.zeros((1, 1, size.width), compute.dtype))['params'])
+
+
+class Layers(nn.Module):
+    """The parameters of the blocks of a stack, named as Stack names them, for a model that runs the blocks itself."""
+
+    size: Size
+    compute: Compute
+
+    @nn.compact
+    def blocks(self) -> Any:
+        """One tree with the layers in front where they are to be scanned, otherwise a list of trees."""
+        init, num_layers = block_init(self.size, self.compute), self.size.num_layers
+        if self.compute.scan:
+            return self.param('layers', lambda key: jax.vmap(init)(jax.random.split(key, num_layers)))
+        return [self.param(f'layer_{i}', init) for i in range(num_layers)]
 
 
 def stack_layers(params: Any) -> Any:

@@ -1,59 +1,119 @@
-"""An encoder, a pooling and a head."""
+"""Classifier: tokens, an encoder (MBT, or one of the autoencoder's), a pooling, heads. What finetuning trains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from avmae_jax.models.blocks import Dense, LayerNorm
-from avmae_jax.models.encoders import Encoder
-from avmae_jax.models.tokenizers import Tokenizer
-from avmae_jax.structs import JOINT_ORDER, Array, Modality
+from avmae_jax.models.encoders import Tokens
+from avmae_jax.models.trunk import Trunk
+from avmae_jax.structs import JOINT_ORDER, Array, Modality, Scores
 
-POOLINGS = ('token', 'mean')
+JOINT = 'joint'  # The name of the one part where pooling leaves one vector for the whole clip.
+Parts = dict[str, Float[Array, 'b d']]
 
 
-class Classifier(nn.Module):
-    """Class scores for each modality; tokenizers and encoder are those of the autoencoder, name by name.
+def mean(x: Float[Array, 'b n d']) -> Float[Array, 'b d']:
+    return jnp.mean(x, axis=1, dtype=jnp.float32)
+
+
+def mean_pooling(patches: Tokens, classes: Parts) -> Parts:
+    """The mean over each modality's patches."""
+    return {m: mean(x) for m, x in patches.items()}
+
+
+def max_pooling(patches: Tokens, classes: Parts) -> Parts:
+    """The largest value of each channel over each modality's patches."""
+    return {m: jnp.max(x, axis=1).astype(jnp.float32) for m, x in patches.items()}
+
+
+def token_pooling(patches: Tokens, classes: Parts) -> Parts:
+    """The class token of each modality."""
+    return classes
+
+
+def one_token_pooling(patches: Tokens, classes: Parts) -> Parts:
+    """One class token for the clip, that of the first modality there is: it hears of the others where they fuse."""
+    return {JOINT: next(iter(classes.values()))}
+
+
+def joint_mean_pooling(patches: Tokens, classes: Parts) -> Parts:
+    """One mean over the patches of all modalities: the modality with more of them counts more."""
+    return {JOINT: mean(jnp.concatenate(list(patches.values()), axis=1))}
+
+
+Pooling = Callable[[Tokens, Parts], Parts]
+POOLINGS: dict[str, Pooling] = {
+    'mean': mean_pooling,
+    'max': max_pooling,
+    'token': token_pooling,
+    'one_token': one_token_pooling,
+    'joint_mean': joint_mean_pooling,
+}
+NEEDS_CLASS_TOKENS = ('token', 'one_token')
+
+
+class Classifier(Trunk):
+    """Class scores of a clip. Tokenizers and encoder are those of the autoencoder, name by name.
 
     Attributes:
-      num_classes: logits of the head, which all modalities share.
-      pooling: 'token' reads the class token, 'mean' the mean over tokens.
-      pooled_norm: a LayerNorm between pooling and head, in place of the encoder's own (ViViT; MAE finetuning).
+      num_classes: head -> classes; a head scores all modalities with the same weights.
+      pooling: key of POOLINGS. Class tokens count as patches nowhere.
+      pooled_norm: a LayerNorm between pooling and heads, in place of the encoder's own (ViViT; MAE finetuning).
+      representation: width of a dense layer with tanh before the heads; None for none.
     """
 
-    tokenizers: Mapping[Modality, Tokenizer]
-    encoder: Encoder
-    num_classes: int
+    num_classes: Mapping[str, int]
     pooling: str = 'mean'
     pooled_norm: bool = False
+    representation: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if self.pooling not in POOLINGS:
-            raise ValueError(f'pooling must be one of {POOLINGS}; got {self.pooling!r}.')
-        if self.pooling == 'token' and not all(t.class_token for t in self.tokenizers.values()):
-            raise ValueError("pooling='token' needs tokenizers with class_token=True; pooling='mean' does without.")
+            raise ValueError(f'pooling must be one of {tuple(POOLINGS)}; got {self.pooling!r}.')
+        first = next(m for m in JOINT_ORDER if m in self.tokenizers)
+        needing = {'token': list(self.tokenizers), 'one_token': [first]}.get(self.pooling, [])
+        without = [m for m in needing if not self.tokenizers[m].class_token]
+        if without:
+            raise ValueError(
+                f"pooling={self.pooling!r} needs tokenizers with class_token=True for {without}; pooling='mean' does "
+                'without.'
+            )
+        if not self.num_classes or min(self.num_classes.values()) < 1:
+            raise ValueError(f'num_classes must give at least one class to each head; got {dict(self.num_classes)}.')
 
     def setup(self):
         self.norm = LayerNorm('float32') if self.pooled_norm else None
-        self.head = Dense(self.num_classes, 'float32')
+        self.dense = Dense(self.representation, 'float32', name='representation') if self.representation else None
+        # Zero, so that a fresh head says nothing and the first steps do not shake what was pretrained.
+        self.head = {
+            name: Dense(classes, 'float32', kernel_init=nn.initializers.zeros)
+            for name, classes in self.num_classes.items()
+        }
 
-    def __call__(self, inputs: Mapping[Modality, Float[Array, 'b ...']]) -> dict[Modality, Float[Array, 'b classes']]:
-        width, dtype = self.encoder.size.width, self.encoder.compute.dtype
-        tokens = {}
-        for m in JOINT_ORDER:
-            if m in inputs and m in self.tokenizers:
-                tokenizer = self.tokenizers[m]
-                grid = tokenizer.grid(inputs[m].shape)
-                tokens[m] = tokenizer(tokenizer.cut(inputs[m]), grid, None, width, dtype)
-        return {m: self.score(x) for m, x in self.encoder(tokens).items()}
+    def __call__(self, inputs: Mapping[Modality, Float[Array, 'b ...']], train: bool = False) -> Scores:
+        """Scores of clips. Training drops residuals, for which an encoder with drop_path needs the rng 'drop_path'."""
+        encoded = self.encode(inputs, train)
+        pooled = self.pool(encoded, self.grids(inputs))
+        logits = {name: {part: head(x) for part, x in pooled.items()} for name, head in self.head.items()}
+        averaged = {name: sum(parts.values()) / len(parts) for name, parts in logits.items()}
+        return Scores(encoded=encoded, pooled=pooled, logits=logits, averaged=averaged)
 
-    def score(self, encoded: Float[Array, 'b n d']) -> Float[Array, 'b classes']:
-        pooled = encoded[:, 0] if self.pooling == 'token' else jnp.mean(encoded, axis=1, dtype=jnp.float32)
+    def pool(self, encoded: Tokens, grids: Mapping[Modality, tuple[int, ...]]) -> dict[str, Float[Array, 'b _e']]:
+        """What the heads get, by part."""
+        patches = {m: x[:, x.shape[1] - math.prod(grids[m]) :] for m, x in encoded.items()}
+        classes = {m: x[:, 0].astype(jnp.float32) for m, x in encoded.items() if self.tokenizers[m].class_token}
+        if self.pooling in NEEDS_CLASS_TOKENS and not classes:
+            raise ValueError(f'pooling={self.pooling!r} has no class token to read when only {list(encoded)} is given.')
+        pooled = POOLINGS[self.pooling](patches, classes)
         if self.norm is not None:
-            pooled = self.norm(pooled)
-        return self.head(pooled)
+            pooled = {part: self.norm(x) for part, x in pooled.items()}
+        if self.dense is not None:
+            pooled = {part: jnp.tanh(self.dense(x)) for part, x in pooled.items()}
+        return pooled

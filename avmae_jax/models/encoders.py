@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from avmae_jax.models.blocks import Compute, Stack
+from avmae_jax.models.blocks import Compute, Stack, drop_rates
 from avmae_jax.models.sizes import Size
 from avmae_jax.structs import JOINT_ORDER, Array, Modality
 
@@ -36,42 +36,56 @@ def split(sequence: Float[Array, 'b n d'], tokens: Tokens) -> Tokens:
 
 
 class Encoder(nn.Module):
-    """What the encoders share: a size, a way of computing, and whether a stack ends with a norm."""
+    """What the encoders share.
+
+    Attributes:
+      final_norm: whether a stack ends with a LayerNorm.
+      drop_path: in training, how often a residual of the last layer is dropped, example by example; grows linearly
+        from 0 in the first layer. Draws from the rng 'drop_path'.
+    """
 
     size: Size
     compute: Compute = Compute()
     final_norm: bool = True
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f'drop_path must lie in [0, 1); got {self.drop_path}.')
 
     @nn.nowrap
-    def stack(self, name: str, num_layers: int | None = None) -> Stack:
-        size = self.size if num_layers is None else dataclasses.replace(self.size, num_layers=num_layers)
-        return Stack(size, self.compute, self.final_norm, name=name)
+    def stack(self, name: str, start: int = 0, stop: int | None = None) -> Stack:
+        """Layers `start` to `stop` of the encoder as a stack."""
+        rates = drop_rates(self.drop_path, self.size.num_layers)[start:stop]
+        size = dataclasses.replace(self.size, num_layers=len(rates))
+        return Stack(size, self.compute, self.final_norm, rates, name=name)
 
 
 class SeparateEncoder(Encoder):
     """A stack for each modality; they never meet."""
 
     @nn.compact
-    def __call__(self, tokens: Tokens) -> Tokens:
-        return {m: self.stack(m)(x) for m, x in tokens.items()}
+    def __call__(self, tokens: Tokens, train: bool = False) -> Tokens:
+        return {m: self.stack(m)(x, train=train) for m, x in tokens.items()}
 
 
 class SharedEncoder(Encoder):
     """One stack for all, applied to each modality by itself: they share weights and nothing else."""
 
     @nn.compact
-    def __call__(self, tokens: Tokens) -> Tokens:
+    def __call__(self, tokens: Tokens, train: bool = False) -> Tokens:
         sequence, lengths = join(tokens)
-        return split(self.stack('shared')(sequence, segments=lengths), tokens)
+        return split(self.stack('shared')(sequence, segments=lengths, train=train), tokens)
 
 
 class EarlyEncoder(Encoder):
     """One stack over the tokens of all modalities: they meet from the first layer on."""
 
     @nn.compact
-    def __call__(self, tokens: Tokens) -> Tokens:
+    def __call__(self, tokens: Tokens, train: bool = False) -> Tokens:
         sequence, _ = join(tokens)
-        return split(self.stack('joint')(sequence), tokens)
+        return split(self.stack('joint')(sequence, train=train), tokens)
 
 
 class MidEncoder(Encoder):
@@ -92,10 +106,10 @@ class MidEncoder(Encoder):
             )
 
     @nn.compact
-    def __call__(self, tokens: Tokens) -> Tokens:
-        tokens = {m: self.stack(m, self.fusion_layer)(x) for m, x in tokens.items()}
+    def __call__(self, tokens: Tokens, train: bool = False) -> Tokens:
+        tokens = {m: self.stack(m, stop=self.fusion_layer)(x, train=train) for m, x in tokens.items()}
         sequence, _ = join(tokens)
-        return split(self.stack('joint', self.size.num_layers - self.fusion_layer)(sequence), tokens)
+        return split(self.stack('joint', start=self.fusion_layer)(sequence, train=train), tokens)
 
 
 ENCODERS = {'separate': SeparateEncoder, 'shared': SharedEncoder, 'early': EarlyEncoder, 'mid': MidEncoder}

@@ -62,11 +62,12 @@ def forward_flops(
       terms: names of the objective's terms, which say how often the decoder runs.
     """
     grids = {m: model.tokenizers[m].grid(shape) for m, shape in shapes.items()}
+    made = {m: model.tokenizers[m] for m in grids}
     total = {m: math.prod(grid) for m, grid in grids.items()}
     extra = {m: int(model.tokenizers[m].class_token) for m in grids}
     kept = {m: total[m] - num_hidden[m] for m in grids}
     encoded = {m: kept[m] + extra[m] for m in grids}
-    values = {m: math.prod(model.tokenizers[m].patch) * (1 if m == 'audio' else 3) for m in grids}
+    values = {m: math.prod(tokenizer.patch) * getattr(tokenizer, 'channels', 3) for m, tokenizer in made.items()}
     asked = {m: values[m] // model.tokenizers[m].patch[0] if central_only(model, m) else values[m] for m in grids}
     width, decoder_width = model.encoder.size.width, model.decoder.size.width
     parts = {

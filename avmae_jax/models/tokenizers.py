@@ -22,23 +22,33 @@ class Positions(nn.Module):
       kind: 'sincos_1d' (over the flattened sequence), 'sincos_2d', 'sincos_3d' (over the axes of the grid), 'learned'
         (a table over the sequence), 'learned_space_time' (one table over places and one over moments, added).
       grid: tokens along each axis.
+      in_front: tokens before those of the grid that have a place in the sequence too.
     """
 
     kind: str
     grid: tuple[int, ...]
     width: int
+    in_front: int = 0
 
     @nn.compact
     def __call__(self) -> Float[Array, 'n d']:
+        num_tokens = self.in_front + math.prod(self.grid)
+        if self.in_front and self.kind not in ('sincos_1d', 'learned'):
+            raise ValueError(
+                f"positions={self.kind!r} have no place for a class token: choose 'sincos_1d' or 'learned', or "
+                'class_position=False.'
+            )
+        if self.kind == 'sincos_1d':
+            return positions.TABLES[self.kind]((num_tokens,), self.width)
         if self.kind in positions.TABLES:
-            if self.kind != 'sincos_1d' and self.kind != f'sincos_{len(self.grid)}d':
+            if self.kind != f'sincos_{len(self.grid)}d':
                 raise ValueError(
                     f"positions={self.kind!r} do not fit a grid of {len(self.grid)} axes; try 'sincos_1d'."
                 )
             return positions.TABLES[self.kind](self.grid, self.width)
         init = nn.initializers.normal(stddev=0.02)
         if self.kind == 'learned':
-            return self.param('table', init, (math.prod(self.grid), self.width))
+            return self.param('table', init, (num_tokens, self.width))
         if self.kind == 'learned_space_time':
             time = self.param('time', init, (self.grid[0], self.width))
             space = self.param('space', init, (math.prod(self.grid[1:]), self.width))
@@ -54,13 +64,21 @@ class Tokenizer(nn.Module):
       patch: size of a patch along each axis of the grid. The one place where it is written.
       positions: kind of positions, see `Positions`.
       modality_token: adds a learned vector that says which modality a token is of.
-      class_token: puts a learned token without a position before the others.
+      class_token: puts a learned token before the others.
+      class_position: the class token is one token more, with the first position and the modality token, as in MBT;
+        otherwise it has neither, as in the image MAE.
     """
 
     patch: tuple[int, ...]
     positions: str = 'sincos_1d'
     modality_token: bool = False
     class_token: bool = False
+    class_position: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_position and not self.class_token:
+            raise ValueError('class_position=True needs class_token=True: there is no class token to have a position.')
 
     @nn.nowrap
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -97,7 +115,9 @@ class Tokenizer(nn.Module):
         dtype: str,
     ) -> Float[Array, 'b _ d']:
         """Tokens of the kept patches (None: of all); those that were hidden are never embedded."""
-        table = jnp.asarray(Positions(self.positions, grid, width, name='positions')())
+        in_front = int(self.class_position)
+        table = jnp.asarray(Positions(self.positions, grid, width, in_front, name='positions')())
+        first, table = table[:in_front], table[in_front:]
         if kept is not None:
             cut = masking.take_tokens(cut, kept)
         table = table[None] if kept is None else masking.take_rows(table, kept)
@@ -105,10 +125,13 @@ class Tokenizer(nn.Module):
         embedding = Dense(width, dtype, kernel_init=nn.initializers.lecun_normal(), name='embedding')
         tokens = embedding(cut) + table.astype(dtype)
         if self.modality_token:
-            token = self.param('modality_token', nn.initializers.zeros, (width,)).astype(dtype)
-            tokens = tokens + last_axis(token, tokens)
+            modality_token = self.param('modality_token', nn.initializers.zeros, (width,)).astype(dtype)
+            tokens = tokens + last_axis(modality_token, tokens)
         if self.class_token:
             token = self.param('class_token', nn.initializers.zeros, (width,)).astype(dtype)
+            if self.class_position:
+                token = token + first[0].astype(dtype)
+                token = token + modality_token if self.modality_token else token
             tokens = jnp.concatenate(
                 [jnp.broadcast_to(last_axis(token, tokens), (len(tokens), 1, width)), tokens], axis=1
             )
@@ -130,15 +153,27 @@ class VideoTokenizer(Tokenizer):
 
 
 class AudioTokenizer(Tokenizer):
-    """Patches of a spectrogram [b s f]; `patch` is (time bins, mel bins)."""
+    """Patches of a spectrogram [b s f], or [b s f c]; `patch` is (time bins, mel bins).
+
+    Attributes:
+      channels: values of a bin; a spectrogram of one value each is repeated. 3 is for stems that were made for
+        pictures.
+    """
+
+    channels: int = 1
 
     @nn.nowrap
     def axes_of(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(shape[1:])
+        return tuple(shape[1:3])
 
     @nn.nowrap
     def cut(self, x: Float[Array, 'b ...']) -> Float[Array, 'b n v']:
-        return patches.patchify(jnp.asarray(x, jnp.float32)[..., None], self.patch)
+        x = jnp.asarray(x, jnp.float32)
+        if x.ndim == 3:
+            x = jnp.broadcast_to(x[..., None], (*x.shape, self.channels))
+        if x.shape[-1] != self.channels:
+            raise ValueError(f'channels={self.channels} do not fit a spectrogram of shape {x.shape}.')
+        return patches.patchify(x, self.patch)
 
     @nn.nowrap
     def join(self, values: Float[Array, 'b n v'], grid: Sequence[int]) -> Float[Array, 'b ...']:

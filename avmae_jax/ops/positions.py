@@ -1,6 +1,6 @@
 """Fixed tables of where a token is: sines and cosines over the flattened sequence, or over each axis of the grid.
 
-Tables are numpy constants: they depend on shapes alone, and every device may have its copy.
+Fixed tables are numpy constants: they depend on shapes alone, and every device may have its copy.
 """
 
 from __future__ import annotations
@@ -39,6 +39,25 @@ def sincos_grid(grid: Sequence[int], width: int) -> Float[np.ndarray, 'n d']:
 def sincos_flat(grid: Sequence[int], width: int) -> Float[np.ndarray, 'n d']:
     """`sincos_1d` over the tokens of a grid in token order."""
     return sincos_1d(math.prod(grid), width)
+
+
+def resize_table(
+    table: Float[np.ndarray, 'n d'], grid: Sequence[int], new_grid: Sequence[int]
+) -> Float[np.ndarray, 'm d']:
+    """A learned table on another grid, linear along each axis; the first and the last place of an axis stay those.
+
+    What has one place along an axis is repeated along it.
+    """
+    if len(grid) != len(new_grid) or math.prod(grid) != len(table):
+        raise ValueError(f'A table of {len(table)} places on the grid {tuple(grid)} cannot become {tuple(new_grid)}.')
+    values = np.asarray(table).reshape(*grid, -1)
+    for axis, (old, new) in enumerate(zip(grid, new_grid, strict=True)):
+        place = np.linspace(0, old - 1, new) if new > 1 else np.asarray([(old - 1) / 2])
+        lower = np.floor(place).astype(int)
+        upper = np.minimum(lower + 1, old - 1)
+        share = (place - lower).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+        values = values.take(lower, axis) * (1 - share) + values.take(upper, axis) * share
+    return values.reshape(math.prod(new_grid), -1).astype(table.dtype)
 
 
 TABLES = {'sincos_1d': sincos_flat, 'sincos_2d': sincos_grid, 'sincos_3d': sincos_grid}

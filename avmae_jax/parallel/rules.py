@@ -31,8 +31,11 @@ DIMENSIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r'output_[a-z]+/kernel$', ('width', 'values')),
     (r'output_[a-z]+/bias$', ('values',)),
     (r'projection_[a-z]+/kernel$', ('encoder_width', 'width')),
-    (r'head/kernel$', ('width', 'classes')),
-    (r'head/bias$', ('classes',)),
+    (r'representation/kernel$', ('width', 'representation')),
+    (r'representation/bias$', ('representation',)),
+    (r'head_[^/]+/kernel$', ('width', 'classes')),
+    (r'head_[^/]+/bias$', ('classes',)),
+    (r'bottlenecks$', ('token', 'width')),
     (r'(bias|scale|mask_token|modality_token|class_token)$', ('width',)),
     (r'positions[^/]*/(table|time|space)$', ('token', 'width')),
 )

@@ -9,10 +9,9 @@ the model from their config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,16 +23,16 @@ from avmae_jax.models.decoders import Decoder, JointDecoder, SharedDecoder
 from avmae_jax.models.encoders import EarlyEncoder, Encoder, MidEncoder, SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import Tokenizer
+from avmae_jax.models.trunk import Trunk
 from avmae_jax.structs import Mask, Modality
 from avmae_jax.weights.table import Arrays, Row, Transform, apply_rows, flatten, join_columns, keep, reshape, unflatten
 
 SCENIC_NAMES = {'image': 'rgb', 'video': 'rgb', 'audio': 'spectrogram'}
-CHANNELS = {'image': 3, 'video': 3, 'audio': 1}
 VECTOR = ((1, 1, -1), (-1,))  # Their tokens keep axes for batch and sequence.
 
 
 def load(
-    model: nn.Module, arrays: Mapping[str, np.ndarray], inputs: Mapping[Modality, Any], single: bool = False
+    model: Trunk, arrays: Mapping[str, np.ndarray], inputs: Mapping[Modality, Any], single: bool = False
 ) -> dict[str, Any]:
     """Parameters of `model` from Scenic's arrays; an error names what does not fit.
 
@@ -43,18 +42,30 @@ def load(
       inputs: by modality, something with the shape of a batch.
       single: the weights are of a model for one modality alone (`vivit`, `vit`), whose names lack the modality.
     """
+    return load_rows(model, scenic_rows(model, single), arrays, inputs)
+
+
+def dump(model: Trunk, params: Mapping[str, Any], single: bool = False) -> Arrays:
+    """Undoes `load`. Works for anything in the shape of the parameters, such as gradients."""
+    return dump_rows(scenic_rows(model, single), params)
+
+
+def load_rows(
+    model: Trunk, rows: Sequence[Row], arrays: Mapping[str, np.ndarray], inputs: Mapping[Modality, Any]
+) -> dict[str, Any]:
+    """Parameters of `model` by a table for the layout with layers one by one."""
     shapes = {name: leaf.shape for name, leaf in flatten(looped_shapes(model, inputs)).items()}
-    ours = unflatten(apply_rows(scenic_rows(model, single), arrays, shapes))
+    ours = unflatten(apply_rows(rows, arrays, shapes))
     return jax.tree.map(jnp.asarray, stack_layers(ours) if model.encoder.compute.scan else ours)
 
 
-def dump(model: nn.Module, params: Mapping[str, Any], single: bool = False) -> Arrays:
-    """Undoes `load`. Works for anything in the shape of the parameters, such as gradients."""
+def dump_rows(rows: Sequence[Row], params: Mapping[str, Any]) -> Arrays:
+    """Undoes `load_rows`."""
     ours = {name: np.asarray(array) for name, array in flatten(unstack_layers(dict(params))).items()}
-    return apply_rows([row.reverse() for row in scenic_rows(model, single)], ours)
+    return apply_rows([row.reverse() for row in rows], ours)
 
 
-def looped_shapes(model: nn.Module, inputs: Mapping[Modality, Any]) -> dict[str, Any]:
+def looped_shapes(model: Trunk, inputs: Mapping[Modality, Any]) -> dict[str, Any]:
     """Shapes of the model's parameters, layer by layer."""
 
     def init() -> dict[str, Any]:
@@ -85,11 +96,16 @@ def norm_rows(theirs: str, ours: str) -> list[Row]:
 
 def stack_rows(theirs: str, ours: str, size: Size, final_norm: bool) -> list[Row]:
     """One `Encoder` of theirs (which their decoders are, too) is one Stack of ours."""
+    rows = block_rows(theirs + '/encoderblock_{layer}', ours + '/layer_{layer}', size)
+    return rows + norm_rows(f'{theirs}/encoder_norm', f'{ours}/norm') if final_norm else rows
+
+
+def block_rows(block: str, layer: str, size: Size) -> list[Row]:
+    """One `EncoderBlock` of theirs is one Block of ours."""
     width, heads = size.width, (size.num_heads, size.width // size.num_heads)
-    block, layer = theirs + '/encoderblock_{layer}', ours + '/layer_{layer}'
     attention = f'{block}/MultiHeadDotProductAttention_0'
     qkv = [f'{attention}/{name}' for name in ('query', 'key', 'value')]
-    rows = [
+    return [
         *norm_rows(f'{block}/LayerNorm_0', f'{layer}/attention_norm'),
         Row(
             tuple(f'{name}/kernel' for name in qkv),
@@ -103,7 +119,6 @@ def stack_rows(theirs: str, ours: str, size: Size, final_norm: bool) -> list[Row
         *dense_rows(f'{block}/MlpBlock_0/Dense_0', f'{layer}/mlp/up'),
         *dense_rows(f'{block}/MlpBlock_0/Dense_1', f'{layer}/mlp/down'),
     ]
-    return rows + norm_rows(f'{theirs}/encoder_norm', f'{ours}/norm') if final_norm else rows
 
 
 def position_rows(kind: str, theirs: str, ours: str, width: int) -> list[Row]:
@@ -117,12 +132,19 @@ def position_rows(kind: str, theirs: str, ours: str, width: int) -> list[Row]:
     return []
 
 
-def tokenizer_rows(modality: Modality, tokenizer: Tokenizer, width: int, suffix: str) -> list[Row]:
-    ours, theirs = f'tokenizers_{modality}', f'embedding{suffix}'
-    kernel = (*tokenizer.patch, CHANNELS[modality], width)
-    rows = [
+def stem_rows(theirs: str, ours: str, tokenizer: Tokenizer, width: int) -> list[Row]:
+    """Their convolution is our product with a patch."""
+    kernel = (*tokenizer.patch, getattr(tokenizer, 'channels', 3), width)
+    return [
         row(f'{theirs}/kernel', f'{ours}/embedding/kernel', reshape(kernel, (-1, width))),
         row(f'{theirs}/bias', f'{ours}/embedding/bias'),
+    ]
+
+
+def tokenizer_rows(modality: Modality, tokenizer: Tokenizer, width: int, suffix: str) -> list[Row]:
+    ours = f'tokenizers_{modality}'
+    rows = [
+        *stem_rows(f'embedding{suffix}', ours, tokenizer, width),
         *position_rows(tokenizer.positions, f'posembed_input{suffix}', f'{ours}/positions', width),
     ]
     if tokenizer.modality_token:
@@ -169,7 +191,7 @@ def decoder_rows(decoder: Decoder, modalities: list[Modality], suffixes: Mapping
     return rows
 
 
-def scenic_rows(model: nn.Module, single: bool = False) -> list[Row]:
+def scenic_rows(model: Trunk, single: bool = False) -> list[Row]:
     """The table for a model: their names -> ours, for the layout with layers one by one."""
     modalities = list(model.tokenizers)
     if single and len(modalities) != 1:
@@ -184,4 +206,5 @@ def scenic_rows(model: nn.Module, single: bool = False) -> list[Row]:
         return rows + decoder_rows(model.decoder, modalities, suffixes)
     if model.pooled_norm:
         rows += norm_rows('encoder_norm', 'norm')
-    return rows + dense_rows('output_projection', 'head')
+    (head,) = model.num_classes
+    return rows + dense_rows('output_projection', f'head_{head}')

@@ -7,11 +7,12 @@ from typing import Any
 
 from avmae_jax.models.autoencoder import MaskedAutoencoder
 from avmae_jax.models.blocks import Compute
+from avmae_jax.models.bottleneck import MBT
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.decoders import DECODERS
 from avmae_jax.models.encoders import ENCODERS, Encoder
 from avmae_jax.models.sizes import Size
-from avmae_jax.models.tokenizers import TOKENIZERS, Tokenizer
+from avmae_jax.models.tokenizers import TOKENIZERS, AudioTokenizer, Tokenizer, VideoTokenizer
 from avmae_jax.objectives import Inpainting, Objective, Reconstruction, Target
 from avmae_jax.structs import Modality
 from avmae_jax.weights.scenic_avmae import SCENIC_NAMES
@@ -142,6 +143,9 @@ def build_target(loss: Config, modality: Modality) -> Target:
     return Target(standardise, grayscale=colours and loss.get('reconstruct_grayscale', False))
 
 
+HEAD = 'label'  # Theirs has no name.
+
+
 def build_classifier(
     config: Config, num_classes: int, compute: Compute, final_norm: bool, pooled_norm: bool
 ) -> Classifier:
@@ -149,7 +153,58 @@ def build_classifier(
     return Classifier(
         tokenizers=build_tokenizers(config, modalities_of(config)),
         encoder=build_encoder(config, compute, final_norm),
-        num_classes=num_classes,
+        num_classes={HEAD: num_classes},
         pooling={'token': 'token', 'gap': 'mean'}[config['model']['classifier']],
         pooled_norm=pooled_norm,
+    )
+
+
+# Their names of a pooling, by variant of MBT: `mbt` has one mean over all tokens.
+MBT_POOLINGS = {
+    'av_mae': {'gap': 'mean', 'gmp': 'max', 'token': 'token'},
+    'mbt': {'gap': 'joint_mean', 'token': 'token'},
+}
+
+
+def build_mbt(config: Config, num_classes: int, compute: Compute, variant: str, audio_channels: int = 1) -> Classifier:
+    """The model of a finetuning config.
+
+    Args:
+      variant: 'av_mae' or 'mbt', the project of theirs that the config is for.
+      audio_channels: of their spectrograms; `mbt` repeats them three times.
+    """
+    model = config['model']
+    method = model['temporal_encoding_config']['method']
+    if method != '3d_conv':
+        raise ValueError(f"temporal_encoding_config.method={method!r} is not known here; it may be '3d_conv'.")
+    pooling = pick(MBT_POOLINGS[variant], 'classifier', model['classifier'])
+    token = pooling == 'token'
+    height, width, frames = model['patches']['size']
+    fields = {
+        'positions': {'av_mae': 'sincos_1d', 'mbt': 'learned'}[variant],
+        'modality_token': model.get('use_modality_tokens', False),
+        'class_token': token,
+        'class_position': token,
+    }
+    tokenizers = {
+        'rgb': VideoTokenizer((frames, height, width), **fields),
+        'spectrogram': AudioTokenizer((height, width), **fields, channels=audio_channels),
+    }
+    ours = {'rgb': 'video', 'spectrogram': 'audio'}
+    return Classifier(
+        tokenizers={ours[name]: tokenizers[name] for name in model['modality_fusion']},
+        encoder=MBT(
+            build_size(model),
+            compute,
+            drop_path=model.get('stochastic_droplayer_rate') or 0.0,
+            fusion_layer=model['fusion_layer'],
+            fusion='bottleneck' if model.get('use_bottleneck', False) else 'concatenation',
+            # With class tokens theirs has one more than its config says.
+            num_bottlenecks=model.get('n_bottlenecks', 4) + token,
+            shared_weights=model.get('share_encoder', False),
+            test_with_bottlenecks=model.get('test_with_bottlenecks', True),
+        ),
+        num_classes={HEAD: num_classes},
+        pooling=pooling,
+        representation=model.get('representation_size'),
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avmae_jax.models.blocks import Compute, Stack, stack_layers, unstack_layers
+from avmae_jax.models.blocks import Compute, Stack, drop_rates, residual_scales, stack_layers, unstack_layers
 from avmae_jax.models.sizes import DECODER_SIZES, SIZES, Size
 
 SIZE = Size(width=16, num_heads=2, mlp_width=32, num_layers=3)
@@ -59,6 +59,30 @@ def test_segments_do_not_see_each_other():
     whole = stack.apply({'params': params}, jnp.asarray(X), (2, 3))
     parts = [stack.apply({'params': params}, jnp.asarray(part)) for part in (X[:, :2], X[:, 2:])]
     np.testing.assert_allclose(whole, jnp.concatenate(parts, axis=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('compute', [LOOP, SCAN], ids=['loop', 'scan'])
+def test_each_residual_of_each_example_is_dropped_by_itself_and_the_first_layer_never(compute):
+    size = dataclasses.replace(SIZE, num_layers=2)
+    x = jnp.broadcast_to(X[:1], (64, *X.shape[1:]))
+    stack = Stack(size, compute, final_norm=False, drop_rates=drop_rates(0.5, 2))
+    params = stack.init(jax.random.key(0), x)['params']
+    out, seen = stack.apply(
+        {'params': params}, x, None, True, rngs={'drop_path': jax.random.key(0)}, mutable=['intermediates']
+    )
+    (first,), (second,) = seen['intermediates']['layer_0'], seen['intermediates']['layer_1']
+    np.testing.assert_allclose(first, jnp.broadcast_to(first[:1], first.shape), rtol=1e-5, atol=1e-6)
+    # Attention, MLP, both or neither: four outcomes, each about as often.
+    outcomes = {tuple(np.round(row[0, :4], 3).tolist()) for row in np.asarray(second)}
+    assert len(outcomes) == 4
+    assert tuple(np.round(np.asarray(first)[0, 0, :4], 3).tolist()) in outcomes
+
+
+def test_the_mean_of_a_residual_is_what_it_was():
+    scales = residual_scales(jax.random.key(0), drop_rates(0.3, 4), 2, 4096)
+    assert scales.shape == (4, 2, 4096) and set(np.unique(np.round(scales[3], 4))) == {0, np.float32(1.4286)}
+    np.testing.assert_allclose(scales.mean(axis=(1, 2)), 1, atol=0.03)
+    np.testing.assert_allclose((scales == 0).mean(axis=(1, 2)), [0.0, 0.1, 0.2, 0.3], atol=0.02)
 
 
 def test_in_bfloat16_parameters_and_gradients_stay_float32():

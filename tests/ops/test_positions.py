@@ -25,3 +25,21 @@ def test_the_axes_of_a_grid_have_channels_of_their_own():
 def test_a_width_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match='divisible by 6'):
         positions.sincos_grid((2, 2, 2), 32)
+
+
+def test_a_table_on_a_finer_grid_and_back_is_what_it_was_and_keeps_its_corners():
+    table = np.random.default_rng(0).normal(size=(2 * 3, 4)).astype(np.float32)
+    finer = positions.resize_table(table, (2, 3), (3, 5))
+    np.testing.assert_allclose(positions.resize_table(finer, (3, 5), (2, 3)), table, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(finer.reshape(3, 5, 4)[::2, ::4], table.reshape(2, 3, 4)[:, ::2])
+    np.testing.assert_allclose(finer.reshape(3, 5, 4)[1, 1], table.reshape(2, 3, 4)[:, :2].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_array_equal(positions.resize_table(table, (2, 3), (2, 3)), table)
+
+
+def test_one_place_is_repeated_and_many_become_their_middle():
+    table = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+    repeated = positions.resize_table(table, (1, 3), (4, 3)).reshape(4, 3, 2)
+    np.testing.assert_array_equal(repeated, np.stack([table] * 4))
+    np.testing.assert_array_equal(positions.resize_table(table, (3,), (1,)), table[1:2])
+    with pytest.raises(ValueError, match='3 places on the grid'):
+        positions.resize_table(table, (2, 3), (2, 3))

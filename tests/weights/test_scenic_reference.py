@@ -217,7 +217,7 @@ def test_classifier_of_one_modality_is_reproduced(case):
     model = scenic_config.build_classifier(config, num_classes, COMPUTE, final_norm, pooled_norm)
     source = parameters(manifest, read_arrays('single/params.npz'))
     params = scenic_avmae.load(model, source, inputs, single=True)
-    logits = model.apply({'params': params}, inputs)[modality]
+    logits = model.apply({'params': params}, inputs).logits[scenic_config.HEAD][modality]
     assert_close(logits, arrays['logits_eval'], OUTPUT_TOLERANCE, 'logits')
 
 
