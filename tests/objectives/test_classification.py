@@ -170,6 +170,8 @@ def test_steps_of_the_public_reference_mix_the_same_inputs_and_labels(reference,
     if not file.exists():
         pytest.skip(f'{file} is not there.')
     arrays, stored = np.load(file.with_suffix('.npz')), np.load(reference / 'mbt' / 'inputs.npz')
+    if not any(key.startswith('step0/mixed_') for key in arrays.files):
+        pytest.skip(f'{file.with_suffix(".npz")} holds no mixed labels and inputs.')
     for i in range(len(json.loads(file.read_text())['steps'])):
         shares = arrays[f'step{i}/mixup_weights']
         for theirs, share in zip(('rgb', 'spectrogram'), shares, strict=True):
