@@ -63,10 +63,11 @@ def turn_colors(
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     safe = jnp.where(chroma > 0, chroma, 1)
+    # Never `value == red`: compiled, the two may be rounded differently, and then no channel is the largest.
     sixth = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / safe,
-        jnp.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+        jnp.where(green >= blue, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     sixth = sixth + rows.per_row(6 * hue, sixth)
     chroma = jnp.minimum(chroma * rows.per_row(saturation, chroma), value)
