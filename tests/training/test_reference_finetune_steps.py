@@ -45,7 +45,7 @@ def test_finetuning_follows_the_reference_step_by_step(reference, name, scan):
         damaged=np.zeros(num_rows, np.int32),
     )
     objective = Classification({scenic_config.HEAD: 'sigmoid'}, label_smoothing=case['label_smoothing'])
-    rates = jnp.asarray([step['lr'] for step in manifest['steps']])
+    rates = jnp.asarray([step['lr_base_at_count'] for step in manifest['steps']])
     optimizer = optimizer_lib.tailored(
         optimizer_lib.sgd(lambda step: rates[step], momentum=0.9, clip_norm=0.25), layer_decay=0.75
     )
