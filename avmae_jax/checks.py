@@ -5,6 +5,7 @@ What one constructor can see for itself it refuses itself; here is what takes se
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import numpy as np
 from absl import logging
 
 from avmae_jax import experiment, objectives
-from avmae_jax.data import views
+from avmae_jax.data import sources, views
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.models import tokenizers
+from avmae_jax.models.classifier import JOINT_POOLINGS, Classifier
 from avmae_jax.ops import masking
 from avmae_jax.ops.preprocess import STORED, Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
@@ -24,7 +26,7 @@ from avmae_jax.structs import Modality
 
 SECTIONS = (
     'seed', 'batch_size', 'num_epochs', 'num_steps', 'data', 'video', 'audio', 'image', 'preprocess', 'model',
-    'objective', 'optimizer', 'parallel', 'checkpoint', 'report', 'evaluation',
+    'objective', 'optimizer', 'parallel', 'checkpoint', 'report', 'evaluation', 'start',
 )  # fmt: skip
 
 
@@ -34,10 +36,13 @@ def check(config: Config, source: Mixture) -> None:
         choose(dict.fromkeys(SECTIONS), name, name)
     if config['batch_size'] < 1:
         raise ValueError(f'config.batch_size={config["batch_size"]} must be at least 1.')
+    _check_kind(config)
     info = source.sources[0].info
     parts = experiment.build(config, source)
     model, objective, view, preprocess = parts.model, parts.objective, parts.view, parts.preprocess
-    wanted = {'model.tokenizers': set(model.tokenizers), 'objective.mask_ratio': set(objective.mask_ratio)}
+    wanted = {'model.tokenizers': set(model.tokenizers)}
+    if isinstance(objective, objectives.Objective):
+        wanted['objective.mask_ratio'] = set(objective.mask_ratio)
     for where, modalities in wanted.items():
         if modalities != set(view.parts):
             raise ValueError(
@@ -53,7 +58,13 @@ def check(config: Config, source: Mixture) -> None:
             )
     _check_preprocess(preprocess, source, view)
     for modality, shape in parts.shapes.items():
-        _check_masking(objective, model.tokenizers[modality], modality, shape)
+        _check_patches(model.tokenizers[modality], modality, shape)
+        if isinstance(objective, objectives.Objective):
+            _check_masking(objective, model.tokenizers[modality], modality, shape)
+    if isinstance(objective, objectives.Classification):
+        _check_classification(objective, model, source)
+    if 'start' in config and config['start']['path']:
+        experiment.find_checkpoints(config['start']['path'])
     micro, views_per_clip = config['optimizer']['accumulate_steps'], config['data']['views_per_clip']
     if min(micro, views_per_clip) < 1 or config['batch_size'] % (micro * views_per_clip):
         raise ValueError(
@@ -95,6 +106,14 @@ def _check_preprocess(preprocess: Preprocess, source: Mixture, view: views.View)
                     media.short_side,
                     part.short_side,
                 )
+        if view.video is not None and media.clip_seconds is not None:
+            part = view.video
+            if (part.num_frames - 1) * part.frame_seconds >= media.clip_seconds:
+                raise ValueError(
+                    f'config.video.num_frames={part.num_frames}, {part.frame_seconds} s apart, are more than the clips '
+                    f'of {one.info.name} hold, which last {media.clip_seconds:.2f} s: at most '
+                    f'{math.ceil(media.clip_seconds / part.frame_seconds)} frames, or a smaller frame_seconds.'
+                )
         longest = max(part.seconds for part in view.parts.values())
         if media.clip_seconds is not None and longest > media.clip_seconds + 1e-6:
             logging.warning(
@@ -106,12 +125,44 @@ def _check_preprocess(preprocess: Preprocess, source: Mixture, view: views.View)
             )
 
 
-def _check_masking(
-    objective: objectives.Objective, tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]
-) -> None:
-    ratio = objective.mask_ratio[modality]
-    if not 0 <= ratio < 1:
-        raise ValueError(f'config.objective.mask_ratio.{modality}={ratio} must lie in [0, 1).')
+def _check_kind(config: Config) -> None:
+    decoding = 'decoder' in config['model']
+    if decoding != ('terms' in config['objective']):
+        raise ValueError(
+            'config.objective.heads asks for classes and config.model.decoder makes an autoencoder: the configs in '
+            'configs/finetune have models with a pooling in its place.'
+            if decoding
+            else 'config.objective.terms asks for reconstructions, and config.model has no decoder.'
+        )
+
+
+def _check_classification(objective: objectives.Classification, model: experiment.Model, source: Mixture) -> None:
+    for head, kind in objective.heads.items():
+        if kind == 'softmax' and source.labels[head].multi and source.spectrogram_shape is None:
+            raise ValueError(
+                f"config.objective.heads.{head}='softmax' takes one class a clip, and the clips of "
+                f"{source.sources[0].info.name} may have several: set it to 'sigmoid'."
+            )
+    if objective.mixup is not None and objective.mixup.per_modality and len(model.tokenizers) > 1:
+        if isinstance(model, Classifier) and model.pooling in JOINT_POOLINGS:
+            raise ValueError(
+                f'config.objective.mixup.per_modality=True labels each modality in its own way, and '
+                f'config.model.pooling={model.pooling!r} has one vector for all: set it to False, or pool by mean.'
+            )
+    for one in source.sources:
+        # Prepared shards were checked when they were written; of SequenceExamples nobody has seen the labels.
+        if one.spectrogram_shape is not None:
+            for head in objective.heads:
+                largest = max((max(found, default=-1) for found in sources.read_labels(one, head)), default=-1)
+                if largest >= len(one.info.labels[head].names):
+                    raise ValueError(
+                        f'{one.info.name} has a clip of class {largest} of {head!r}, and there are '
+                        f'{len(one.info.labels[head].names)} classes, counted from 0: set '
+                        f'config.data.legacy.num_classes to {largest + 1} or more.'
+                    )
+
+
+def _check_patches(tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]) -> None:
     axes = tokenizer.axes_of((1, *shape))
     for size, patch in zip(axes, tokenizer.patch, strict=True):
         if modality != 'audio' and size % patch:
@@ -119,6 +170,18 @@ def _check_masking(
                 f'config.model.tokenizers.{modality}.patch={tokenizer.patch} does not divide the {modality} of '
                 f'{" x ".join(map(str, axes))}: choose config.{modality}.crop_size and num_frames as multiples of it.'
             )
+    try:
+        tokenizer.grid((1, *shape))
+    except ValueError as error:
+        raise ValueError(f'config.model.tokenizers.{modality}: {error}') from error
+
+
+def _check_masking(
+    objective: objectives.Objective, tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]
+) -> None:
+    ratio = objective.mask_ratio[modality]
+    if not 0 <= ratio < 1:
+        raise ValueError(f'config.objective.mask_ratio.{modality}={ratio} must lie in [0, 1).')
     try:
         grid = tokenizer.grid((1, *shape))
         drawn = masking.drawn_axes(modality, objective.masking.get(modality, 'random'))

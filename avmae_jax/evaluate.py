@@ -3,20 +3,28 @@
     python -m avmae_jax.evaluate --workdir=RUN
     python -m avmae_jax.evaluate --checkpoint=RUN/checkpoints/1000 --split=test --what=knn,probe
     python -m avmae_jax.evaluate --workdir=RUN --random_init          the same, before the first step
+    python -m avmae_jax.evaluate --config=configs/finetune/vggsound.py --checkpoint=RUN/checkpoints/1000
 
 `--what` names any of
 
   reconstruction   the error in hidden patches under fixed masks, beside answers that need no model
+  benchmark        the scores that papers print for a finetuned model: mAP, top-1, actions, ..., and every class's
+  modalities       the same for each modality alone, and with each missing
   knn, probe       classes from frozen features of audio, video and both: nearest neighbours, a linear probe
   retrieval        finding a clip's picture by its sound, and the other way round
+
+and is all that a pretrained model allows, or `benchmark` of a finetuned one. Logits and features are means over
+`--num_clips` moments of a clip, spread over time, and over the crops of config.video.eval_crop.
 
 What needs fitting is fitted on `--train_split` and never sees `--split`. Prints tables, and writes into the workdir
 
   evaluation/SPLIT-step-STEP.json          what was found, of which checkpoint, on which data, by which versions
   evaluation/SPLIT-step-STEP.png           clips, what was left of them, and their reconstructions
   evaluation/SPLIT-step-STEP-sounds/*.wav  the same to listen to: CLIP-input, CLIP-left, CLIP-reconstructed
+  evaluation/SPLIT-step-STEP-HEAD-classes.csv, -HEAD-confusion.png, -logits.npz      what a benchmark found
 
-`--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way.
+`--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way. With
+`--config=FILE` data, views and preprocessing are those of that file; the model stays that of the checkpoint.
 
 Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I where no cluster is recognised; the first one prints and writes.
@@ -48,24 +56,42 @@ from avmae_jax.checkpoints.manager import DIGESTS_FILE
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.workers import LoaderError
-from avmae_jax.evaluation import painting, passes, pictures, reconstruction, scores, sound, tables
+from avmae_jax.evaluation import (
+    benchmarks,
+    classes,
+    painting,
+    passes,
+    pictures,
+    reconstruction,
+    scores,
+    sound,
+    tables,
+)
+from avmae_jax.objectives import Classification
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.progress import progress
 from avmae_jax.training import writer
 
-WHAT = ('reconstruction', 'knn', 'probe', 'retrieval')
+WHAT = ('reconstruction', 'benchmark', 'modalities', 'knn', 'probe', 'retrieval')
+PRETRAINED = ('reconstruction', 'knn', 'probe', 'retrieval')
+FINETUNED = ('benchmark', 'modalities', 'knn', 'probe', 'retrieval')
 EXIT_SETTINGS, EXIT_DATA, EXIT_INTERRUPTED = 2, 65, 130
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run: its last good checkpoint; results go there.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'One checkpoint, RUN/checkpoints/STEP, instead of the last.')
 _SPLIT = flags.DEFINE_string('split', 'test', 'What is evaluated.')
 _TRAIN_SPLIT = flags.DEFINE_string('train_split', 'train', 'What neighbours, probes and maps are fitted on.')
-_WHAT = flags.DEFINE_list('what', list(WHAT), f'Any of {", ".join(WHAT)}.')
+_WHAT = flags.DEFINE_list('what', [], f'Any of {", ".join(WHAT)}; what goes with the checkpoint if not given.')
 _RANDOM_INIT = flags.DEFINE_bool('random_init', False, 'Fresh parameters in place of the trained ones, to compare.')
 _SEED = flags.DEFINE_integer('seed', None, 'Of fresh parameters; that of the run if not given.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.')
-_NUM_CLIPS = flags.DEFINE_integer('num_clips', 1, 'Moments of each clip whose features are averaged.')
+_NUM_CLIPS = flags.DEFINE_integer(
+    'num_clips', None, 'Moments of each clip that are averaged; config.evaluation.num_clips if not given.'
+)
+_CONFIG = flags.DEFINE_string('config', None, 'Config file whose data, views and preprocessing are used.')
+_AVERAGED = flags.DEFINE_bool('averaged', True, 'The moving average of the parameters, where the run kept one.')
+_EPIC = flags.DEFINE_string('epic_annotations', None, 'EPIC-KITCHENS-100: folder of EPIC_100_tail_*.csv and so on.')
 _LAYERS = flags.DEFINE_list('layers', [], 'Also features after these layers, counted from 1, such as 2,4.')
 _NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips to draw and to make audible; 0 for none.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no cluster is recognised.')
@@ -92,13 +118,36 @@ class Subject(NamedTuple):
     preprocess: Any
 
 
+# Of a config given besides the checkpoint; the rest describes the training that the checkpoint is of.
+TAKEN_SECTIONS = ('data', 'video', 'audio', 'image', 'preprocess', 'evaluation', 'batch_size')
+
+
 def load_subject(
-    checkpoint: epath.PathLike, *, overrides: Mapping[str, Any], random_init: bool = False, seed: int | None = None
+    checkpoint: epath.PathLike,
+    *,
+    overrides: Mapping[str, Any],
+    random_init: bool = False,
+    seed: int | None = None,
+    config: settings.Config | None = None,
+    averaged: bool = True,
 ) -> Subject:
-    """The last good checkpoint of a run (or the one named), or what its training began with."""
-    restored = experiment.restore_model(checkpoint)
+    """The last good checkpoint of a run (or the one named), or what its training began with.
+
+    Args:
+      config: whose data, views and preprocessing take the place of those of the run.
+    """
+    restored = experiment.restore_model(checkpoint, averaged=averaged)
     meta, step = restored.meta, int(restored.folder.name)
-    config = settings.override(meta['config'], overrides)
+    own = meta['config']
+    if config is not None:
+        if sorted(config['model']['tokenizers']) != sorted(own['model']['tokenizers']):
+            raise ValueError(
+                f'--config has {", ".join(sorted(config["model"]["tokenizers"]))} and the checkpoint '
+                f'{", ".join(sorted(own["model"]["tokenizers"]))}: give the arguments it was trained with.'
+            )
+        kept = {name: value for name, value in own.items() if name not in TAKEN_SECTIONS}
+        own = {**kept, **{name: config[name] for name in TAKEN_SECTIONS if name in config}}
+    config = settings.override(own, overrides)
     params, name = restored.params, f'step-{step:07d}'
     about = {
         'checkpoint': str(restored.folder),
@@ -106,6 +155,7 @@ def load_subject(
         'digest': hashlib.sha256((restored.folder / DIGESTS_FILE).read_bytes()).hexdigest(),
         'trained_on': meta['dataset']['digest'],
         'labels': {head: classes.digest for head, classes in restored.info.labels.items()},
+        'averaged': restored.averaged,
     }
     objective = experiment.build_objective(config)
     if random_init:
@@ -127,11 +177,19 @@ def load_subject(
     )
 
 
+class Details(NamedTuple):
+    """What a benchmark was scored from, in the order of the records."""
+
+    ids: list[str]
+    heads: dict[str, benchmarks.Head]
+
+
 class Evaluator:
     """Runs passes over the splits of a dataset on all devices.
 
     Attributes:
       source: the split that is evaluated.
+      details: of the benchmark, once it has been scored.
     """
 
     def __init__(
@@ -139,12 +197,13 @@ class Evaluator:
         subject: Subject,
         *,
         batch_size: int | None,
-        num_clips: int,
+        num_clips: int | None,
         split: str,
         train_split: str,
         layers: Sequence[int] = (),
     ):
         self.subject = subject
+        self.details: Details | None = None
         self.layers = tuple(layers)
         self.mesh = mesh_lib.make_mesh()
         self.rows = rules.batch_sharding(self.mesh)
@@ -152,6 +211,8 @@ class Evaluator:
         self.params = jax.tree.map(hosts.global_array, subject.params, shardings)
         self.splits = {'train': train_split, 'test': split}
         self.source = experiment.open_sources(subject.config, split)
+        if num_clips is None:
+            num_clips = subject.config['evaluation'].get('num_clips', 1)  # Runs of before this setting have none.
         self.num_clips = num_clips
         self.num_crops = experiment.build_view(subject.config).eval_crops
         # A batch holds whole records on every host, and as many rows on every device.
@@ -182,6 +243,11 @@ class Evaluator:
             for role, split in self.splits.items()
         }
 
+    def logits(self, ways: Sequence[str]) -> dict[str, Any]:
+        """The table of a pass that scores classes."""
+        step = classes.make_logit_step(self.subject.model, self.subject.preprocess, ways)
+        return self.collect(step, self.splits['test'], num_clips=self.num_clips, what='classes')
+
     def reconstruction(self) -> list[dict[str, Any]]:
         subject = self.subject
         step = reconstruction.make_reconstruction_step(subject.model, subject.objective, subject.preprocess)
@@ -204,9 +270,38 @@ class Evaluator:
         return media, [self.source[int(i)].id for i in record]
 
 
-def evaluate(evaluator: Evaluator, what: list[str]) -> dict[str, list[dict]]:
-    """Everything that was asked for and that the data allows."""
-    results: dict[str, list[dict]] = {}
+def choose_what(subject: Subject, asked: Sequence[str]) -> list[str]:
+    """What is to be found out: what was asked for, or what goes with the checkpoint."""
+    finetuned = isinstance(subject.objective, Classification)
+    possible = FINETUNED if finetuned else PRETRAINED
+    wrong = sorted(set(asked) - set(possible))
+    if wrong:
+        raise ValueError(
+            f'--what={",".join(wrong)}: for a {"finetuned" if finetuned else "pretrained"} model there are '
+            f'{", ".join(possible)}.'
+        )
+    return list(asked) or (['benchmark'] if finetuned else list(possible))
+
+
+def check_classes(subject: Subject, source: Mixture) -> None:
+    """Refuses to score a classifier by other classes than those it was trained on."""
+    for head in subject.objective.heads:
+        trained, given = subject.about.get('labels', {}).get(head), source.labels.get(head)
+        if given is None:
+            raise ValueError(f'{source.sources[0].info.name} has no labels for {head!r}, which the model scores.')
+        if trained is not None and trained != given.digest:
+            raise ValueError(
+                f'The classes of {head!r} in {source.sources[0].info.name}, or their order, are others than the model '
+                f'was trained on (label map {given.digest[:12]}, trained on {trained[:12]}): its scores would '
+                'mean nothing. Prepare the data with the same label map.'
+            )
+
+
+def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None = None) -> dict[str, Any]:
+    """Everything that was asked for and that the data allows; the details of a benchmark under 'heads' and 'record'."""
+    results: dict[str, Any] = {}
+    if 'benchmark' in what or 'modalities' in what:
+        results |= score_classes(evaluator, what, epic_annotations)
     if 'reconstruction' in what:
         results['reconstruction'] = evaluator.reconstruction()
     methods = [method for method in ('knn', 'probe') if method in what]
@@ -224,14 +319,49 @@ def evaluate(evaluator: Evaluator, what: list[str]) -> dict[str, list[dict]]:
     return results
 
 
+def score_classes(evaluator: Evaluator, what: Sequence[str], epic_annotations: str | None = None) -> dict[str, Any]:
+    """What a classifier scores."""
+    objective, labels = evaluator.subject.objective, evaluator.source.labels
+    names = {head: labels[head].names for head in objective.heads}
+    kind = classes.benchmark_kind(objective.heads)
+    ways = classes.ways_of(list(evaluator.subject.model.tokenizers)) if 'modalities' in what else [classes.EVERYTHING]
+    table = evaluator.logits(ways)
+    heads = classes.heads_of(table, classes.EVERYTHING, names)
+    results: dict[str, Any] = {}
+    if 'benchmark' in what:
+        ids = [evaluator.source[int(record)].id for record in table['record']]
+        extra = {}
+        if epic_annotations is not None:
+            if kind != 'verb-noun':
+                raise ValueError('--epic_annotations is for models with the heads verb and noun.')
+            extra = epic_subsets(epath.Path(epic_annotations), ids, {head: len(names[head]) for head in names})
+        results['benchmark'] = benchmarks.score(kind, heads, **extra)
+        evaluator.details = Details(ids, heads)
+    if 'modalities' in what:
+        results['modalities'] = classes.modality_rows(table, kind, ways, names)
+    return results
+
+
+def epic_subsets(folder: epath.Path, ids: Sequence[str], num_classes: Mapping[str, int]) -> dict[str, Any]:
+    """The challenge's subsets, of the files that lie beside its annotations."""
+    unseen = benchmarks.read_unseen_participants(folder / 'EPIC_100_unseen_participant_ids_validation.csv')
+    tail = {
+        head: benchmarks.read_tail_classes(folder / f'EPIC_100_tail_{head}s.csv', head, count)
+        for head, count in num_classes.items()
+    }
+    return {'tail': tail, 'unseen': benchmarks.unseen_rows(ids, unseen)}
+
+
 TABLES: Mapping[str, Callable[[Any], str]] = {
     'reconstruction': tables.reconstruction_table,
+    'benchmark': tables.benchmark_table,
+    'modalities': tables.modality_table,
     'classification': tables.classification_table,
     'retrieval': tables.retrieval_table,
 }
 
 
-def describe(results: Mapping[str, list[dict]]) -> str:
+def describe(results: Mapping[str, Any]) -> str:
     return '\n\n'.join(TABLES[kind](rows) for kind, rows in results.items() if rows)
 
 
@@ -261,13 +391,22 @@ def run(overrides: Mapping[str, Any]) -> None:
     if not checkpoint:
         raise ValueError('--workdir or --checkpoint is needed: python -m avmae_jax.evaluate --workdir=RUN')
     unknown = sorted(set(_WHAT.value) - set(WHAT))
+    config = None if _CONFIG.value is None else settings.read_config(_CONFIG.value)
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
     job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if any(value is not None for value in job) or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
         hosts.initialize(*job)
     began = time.monotonic()
-    subject = load_subject(checkpoint, overrides=overrides, random_init=_RANDOM_INIT.value, seed=_SEED.value)
+    subject = load_subject(
+        checkpoint,
+        overrides=overrides,
+        random_init=_RANDOM_INIT.value,
+        seed=_SEED.value,
+        config=config,
+        averaged=_AVERAGED.value,
+    )
+    what = choose_what(subject, _WHAT.value)
     evaluator = Evaluator(
         subject,
         batch_size=_BATCH_SIZE.value,
@@ -276,14 +415,16 @@ def run(overrides: Mapping[str, Any]) -> None:
         train_split=_TRAIN_SPLIT.value,
         layers=[int(layer) for layer in _LAYERS.value],
     )
-    data = describe_data(evaluator.source, evaluator.splits, num_clips=_NUM_CLIPS.value)
+    if isinstance(subject.objective, Classification):
+        check_classes(subject, evaluator.source)
+    data = describe_data(evaluator.source, evaluator.splits, num_clips=evaluator.num_clips)
     notes = compare_data(subject.about, data)
     for note in notes:
         logging.warning('%s', note)
-    results = evaluate(evaluator, _WHAT.value)
+    results = evaluate(evaluator, what, _EPIC.value)
     media: dict[str, pictures.PatchedMedia] = {}
     titles: list[str] = []
-    if 'reconstruction' in _WHAT.value and _NUM_PICTURES.value:
+    if 'reconstruction' in what and _NUM_PICTURES.value:
         media, titles = evaluator.paint(_NUM_PICTURES.value)
     if jax.process_index():
         return
@@ -303,6 +444,11 @@ def run(overrides: Mapping[str, Any]) -> None:
         },
     )
     written = [f'{name}.json']
+    if evaluator.details is not None:
+        details = evaluator.details
+        written += [path.name for path in benchmarks.write_details(folder / name, results['benchmark'], details.heads)]
+        classes.write_logits(folder / f'{name}-logits.npz', details.ids, details.heads)
+        written.append(f'{name}-logits.npz')
     if titles:
         note = f'{subject.name}, split {_SPLIT.value}.'
         sheet = pictures.reconstruction_sheet(media, titles, num_clips=len(titles), note=note)

@@ -7,12 +7,12 @@ refuses, ends here, before a device is touched. Nothing behind this file sees a 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +20,18 @@ import optax
 from etils import epath
 
 from avmae_jax import objectives
+from avmae_jax.checkpoints import transfer
 from avmae_jax.checkpoints.manager import META, Checkpoints
-from avmae_jax.data import batches, sources, views, workers
+from avmae_jax.data import balance, batches, sources, views, workers
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import DatasetInfo
 from avmae_jax.models import decoders, encoders, flops, sizes, tokenizers
 from avmae_jax.models.autoencoder import MaskedAutoencoder
 from avmae_jax.models.blocks import Compute
+from avmae_jax.models.bottleneck import MBT
+from avmae_jax.models.classifier import Classifier
+from avmae_jax.ops import augment
+from avmae_jax.ops.mixup import CutMix, Mixup
 from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.settings import Config, choose, construct
@@ -36,32 +41,24 @@ from avmae_jax.training import state as state_lib
 
 # -- Sections to objects --
 
+Model = MaskedAutoencoder | Classifier
+
 
 def _without(section: Config, *names: str) -> dict[str, Any]:
     return {name: section[name] for name in section if name not in names}
 
 
-def build_model(config: Config, info: DatasetInfo | None = None) -> MaskedAutoencoder:
-    """The model. `info` is what a classifier takes its classes from; a masked autoencoder needs none of it."""
-    del info
+def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
+    """A masked autoencoder where the section has a decoder, and a classifier where it has a pooling.
+
+    Args:
+      info: what a classifier takes its classes from; a masked autoencoder needs none of it.
+    """
     section = config['model']
+    common, own = ('tokenizers', 'encoder', 'compute'), ('decoder',) if 'decoder' in section else CLASSIFIER_SETTINGS
     for name in section:
-        choose(dict.fromkeys(('tokenizers', 'encoder', 'decoder', 'compute')), 'model', name)
+        choose(dict.fromkeys(common + own), 'model', name)
     compute = construct(Compute, 'model.compute', section['compute'])
-    tables: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-        'encoder': (encoders.ENCODERS, sizes.SIZES),
-        'decoder': (decoders.DECODERS, sizes.DECODER_SIZES),
-    }
-    stacks = {
-        part: construct(
-            choose(classes, f'model.{part}.name', section[part]['name']),
-            f'model.{part}',
-            _without(section[part], 'name', 'size'),
-            size=_build_size(section[part]['size'], f'model.{part}.size', named),
-            compute=compute,
-        )
-        for part, (classes, named) in tables.items()
-    }
     made = {
         modality: construct(
             choose(tokenizers.TOKENIZERS, 'model.tokenizers', modality),
@@ -70,7 +67,50 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> MaskedAutoen
         )
         for modality in section['tokenizers']
     }
-    return MaskedAutoencoder(tokenizers=made, **stacks)
+    if 'decoder' in section:
+        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, sizes.SIZES, compute)
+        decoder = _build_stack(section, 'decoder', decoders.DECODERS, sizes.DECODER_SIZES, compute)
+        return MaskedAutoencoder(tokenizers=made, encoder=encoder, decoder=decoder)
+    return construct(
+        Classifier,
+        'model',
+        {name: section[name] for name in CLASSIFIER_SETTINGS},
+        tokenizers=made,
+        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, compute),
+        num_classes=_num_classes(config, info),
+    )
+
+
+CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'representation')
+
+
+def _build_stack(
+    section: Config, part: str, classes: Mapping[str, Any], named: Mapping[str, sizes.Size], compute: Compute
+) -> Any:
+    return construct(
+        choose(classes, f'model.{part}.name', section[part]['name']),
+        f'model.{part}',
+        _without(section[part], 'name', 'size'),
+        size=_build_size(section[part]['size'], f'model.{part}.size', named),
+        compute=compute,
+    )
+
+
+def _num_classes(config: Config, info: DatasetInfo | None) -> dict[str, int]:
+    """Head -> classes, of the heads that the objective asks about."""
+    heads = config['objective']['heads']
+    labels = {} if info is None else info.labels
+    for head in heads:
+        if head not in labels:
+            raise ValueError(
+                f'config.objective.heads names {head!r}, and the data has '
+                + (
+                    f'labels for {", ".join(sorted(labels))} only.'
+                    if labels
+                    else 'no labels: prepare it with a list that has some.'
+                )
+            )
+    return {head: len(labels[head].names) for head in heads}
 
 
 def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size]) -> sizes.Size:
@@ -78,8 +118,13 @@ def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size]) -> sizes
     return construct(sizes.Size, where, size) if isinstance(size, Mapping) else choose(table, where, size)
 
 
-def build_objective(config: Config) -> objectives.Objective:
+def build_objective(config: Config) -> objectives.Objective | objectives.Classification:
+    """What is asked of a masked autoencoder where the section has terms, of a classifier where it has heads."""
     section = config['objective']
+    if 'heads' in section:
+        mixing = {'mixup': Mixup, 'cutmix': CutMix}
+        made = {name: construct(mixing[name], f'objective.{name}', section[name]) for name in mixing if name in section}
+        return construct(objectives.Classification, 'objective', _without(section, *mixing), **made)
     terms = {}
     for name in section['terms']:
         where = f'objective.terms.{name}'
@@ -103,7 +148,12 @@ def build_view(config: Config) -> views.View:
 def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
     """Sound is normalised by the statistics of the dataset unless the config gives others."""
     section = dict(config['preprocess'].items())
-    construct(Preprocess, 'preprocess', _without(section, 'audio_mean', 'audio_std'))
+    changes = {
+        name: construct(kind, f'preprocess.{name}', section.pop(name))
+        for name, kind in (('color_jitter', augment.ColorJitter), ('spec_augment', augment.SpecAugment))
+        if name in section
+    }
+    construct(Preprocess, 'preprocess', _without(section, 'audio_mean', 'audio_std'), **changes)
     if 'audio' in config and 'audio_mean' in section:
         convention = section['convention']
         missing = [name for name in ('audio_mean', 'audio_std') if section[name] is None]
@@ -115,7 +165,7 @@ def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
                 'config.preprocess.audio_std.'
             )
         section |= {name: float(measured[name.removeprefix('audio_')]) for name in missing}
-    return construct(Preprocess, 'preprocess', section)
+    return construct(Preprocess, 'preprocess', section, **changes)
 
 
 def build_schedule(config: Config, num_steps: int, steps_per_epoch: int) -> optimizer_lib.WarmupCosine:
@@ -132,12 +182,17 @@ def build_schedule(config: Config, num_steps: int, steps_per_epoch: int) -> opti
 
 
 SCHEDULE_SETTINGS = ('name', 'base_learning_rate', 'warmup_steps', 'warmup_epochs', 'end_ratio', 'accumulate_steps')
+TAILORING_SETTINGS = ('layer_decay', 'frozen', 'average_decay')
 
 
 def build_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     section = config['optimizer']
     constructor = choose(optimizer_lib.OPTIMIZERS, 'optimizer.name', section['name'])
-    return construct(constructor, 'optimizer', _without(section, *SCHEDULE_SETTINGS), schedule=schedule)
+    plain = construct(
+        constructor, 'optimizer', _without(section, *SCHEDULE_SETTINGS, *TAILORING_SETTINGS), schedule=schedule
+    )
+    tailoring = {name: section[name] for name in TAILORING_SETTINGS if name in section}
+    return construct(optimizer_lib.tailored, 'optimizer', tailoring, optimizer=plain)
 
 
 def _steps_or_epochs(section: Config, where: str, steps: str, epochs: str, steps_per_epoch: int) -> float | int:
@@ -165,16 +220,44 @@ def training_length(config: Config, num_clips: int) -> Length:
 # -- Data --
 
 
-def open_sources(config: Config, split: str | None = None) -> Mixture:
-    """The clips of the training split, or of another one; checked against what their preparation wrote down."""
+def open_train_sources(config: Config) -> Mixture:
+    """The clips to train on: as many of them, and drawn as often, as config.data says."""
+    section = config['data']
+    head, ratio = section['balanced_by'], section['subset_ratio']
+    plain = open_sources(config, section['split'])
+    if head is None and ratio == 1:
+        return plain
+    if head is not None and head not in plain.labels:
+        raise ValueError(f'config.data.balanced_by={head!r} is none of the labels of the data: {sorted(plain.labels)}.')
+    chosen, weights = [], []
+    for source in plain.sources:
+        # A subset is of all classes alike too, if there are any.
+        by = head or next(iter(source.info.labels), None)
+        labels = [[0]] * len(source) if by is None else sources.read_labels(source, by)
+        indices = _or_setting('data.subset_ratio', balance.stratified, labels, ratio, config['seed'])
+        chosen.append(balance.Subset(source, indices) if ratio < 1 else source)
+        if head is not None:
+            num_classes = len(source.info.labels[head].names)
+            weights.append(balance.clip_weights([labels[i] for i in indices], num_classes))
+    return Mixture(chosen, list(section['weights']) or None, weights or None)
+
+
+def _or_setting(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What the function gives; what it refuses is told with the name of the setting."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        raise ValueError(f'config.{where}: {error}') from error
+
+
+def open_sources(config: Config, split: str) -> Mixture:
+    """The clips of a split, checked against what their preparation wrote down."""
     section = config['data']
     if not section['path']:
         raise ValueError('config.data.path is empty: give the folder that `python -m avmae_jax.prepare` wrote.')
     legacy = construct(sources.Legacy, 'data.legacy', section['legacy']) if 'legacy' in section else None
     opened = [
-        sources.open_source(
-            path, split or section['split'], verify=section['verify'], legacy=legacy, data_dir=section['data_dir']
-        )
+        sources.open_source(path, split, verify=section['verify'], legacy=legacy, data_dir=section['data_dir'])
         for path in split_paths(section['path'])
     ]
     return Mixture(opened, list(section['weights']) or None)
@@ -266,8 +349,8 @@ class Parts(NamedTuple):
       shapes: modality -> shape of one row as the model gets it.
     """
 
-    model: MaskedAutoencoder
-    objective: objectives.Objective
+    model: Model
+    objective: objectives.Objective | objectives.Classification
     view: views.View
     preprocess: Preprocess
     schedule: optimizer_lib.WarmupCosine
@@ -297,8 +380,50 @@ def build(config: Config, source: Mixture) -> Parts:
 def step_flops(config: Config, parts: Parts) -> float:
     """What a step takes over all devices, by the mathematics and not by how it is computed."""
     shapes = {modality: (1, *shape) for modality, shape in parts.shapes.items()}
+    if isinstance(parts.objective, objectives.Classification):
+        return 0.0  # PENDING
     per_clip = flops.training_flops(parts.model, shapes, parts.objective.mask_ratio, parts.objective.terms)
     return float(config['batch_size'] * per_clip)
+
+
+def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, transfer.Report]:
+    """What training begins with when config.start names another model, and what became of its parameters.
+
+    The rest is what it would be without: initialised from config.seed.
+
+    Returns: arrays on this host, and the report.
+    """
+    section = config['start']
+    other = restore_model(section['path'])
+    if section['heads']:
+        for head, labels in source.labels.items():
+            held = other.info.labels.get(head)
+            if head in config['objective']['heads'] and (held is None or held.digest != labels.digest):
+                raise ValueError(
+                    f'config.start.heads=True, and the classes of {head!r} in {section["path"]} are '
+                    f'{"none" if held is None else f"other {len(held.names)}"} than the {len(labels.names)} of the '
+                    'data: set it to False.'
+                )
+    key, _ = jax.random.split(jax.random.key(config['seed']))  # As training/state.py initialises.
+    fresh = jax.tree.map(np.asarray, jax.jit(make_init_params(parts.model, parts.objective, parts.shapes))(key))
+    shapes = {modality: tuple(shape) for modality, shape in other.meta['input_shapes'].items()}
+    return _or_setting(
+        'start',
+        functools.partial(
+            transfer.transfer,
+            grids=parts.model.grids(_blank(parts.shapes)),
+            source_grids=other.model.grids(_blank(shapes)),
+            heads=section['heads'],
+            divide_stem=section['divide_stem'],
+        ),
+        fresh,
+        other.params,
+    )
+
+
+def _blank(shapes: Mapping[Modality, tuple[int, ...]]) -> dict[Modality, np.ndarray]:
+    """One row of each modality that takes no memory; of it only the shape matters."""
+    return {modality: np.broadcast_to(np.float32(0), (1, *shape)) for modality, shape in shapes.items()}
 
 
 def make_init(parts: Parts) -> Callable[[jax.Array], state_lib.TrainState]:
@@ -328,12 +453,16 @@ def abstract_batch(config: Config, view: views.View, source: Mixture, sharding: 
 
 
 def make_init_params(
-    model: nn.Module, objective: objectives.Objective, shapes: Mapping[Modality, tuple[int, ...]]
+    model: Model,
+    objective: objectives.Objective | objectives.Classification,
+    shapes: Mapping[Modality, tuple[int, ...]],
 ) -> Callable[[jax.Array], Any]:
     """key -> fresh parameters, for inputs of these shapes (without the batch dimension)."""
 
     def init_params(rng: jax.Array) -> Any:
         inputs = {modality: jnp.zeros((1, *shape), jnp.float32) for modality, shape in shapes.items()}
+        if isinstance(objective, objectives.Classification):
+            return model.init(rng, inputs)['params']
         drawn = objective.draw(jax.random.key(0), model.grids(inputs), 1)
         return model.init(rng, inputs, drawn.masks, drawn.places or None)['params']
 
@@ -351,20 +480,23 @@ class RestoredModel(NamedTuple):
       meta: what `make_meta` wrote.
       info: the dataset it was trained on, without shards.
       params: numpy arrays, to be put onto whatever devices there are.
+      averaged: whether they are the moving average that the run kept.
     """
 
     folder: epath.Path
     meta: dict[str, Any]
     info: DatasetInfo
-    model: nn.Module
+    model: Model
     params: Any
+    averaged: bool = False
 
 
-def restore_model(checkpoint: epath.PathLike) -> RestoredModel:
-    """The model of a checkpoint, in any number of processes; reads neither the dataset nor the optimiser.
+def restore_model(checkpoint: epath.PathLike, *, averaged: bool = True) -> RestoredModel:
+    """The model of a checkpoint, in any number of processes; reads the optimiser only where it keeps an average.
 
     Args:
       checkpoint: a workdir or its folder `checkpoints`, for the newest that is whole; or the folder of one step.
+      averaged: the moving average of the parameters in their place, if the run keeps one.
     """
     folder, step = find_checkpoints(checkpoint)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -379,12 +511,18 @@ def restore_model(checkpoint: epath.PathLike) -> RestoredModel:
     params = jax.eval_shape(make_init_params(model, objective, shapes), jax.random.key(0))
     # Whole on every device: the one placement that each process of any job can fetch from its own.
     everywhere = jax.NamedSharding(mesh_lib.make_mesh(), jax.P())
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), params)
-    restored = checkpoints.restore({'params': target}, step)
+    items = {'params': params}
+    averaged = averaged and meta['config']['optimizer'].get('average_decay') is not None
+    if averaged:
+        optimizer = build_optimizer(meta['config'], optax.constant_schedule(0.0))
+        items['opt_state'] = jax.eval_shape(optimizer.init, params)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), items)
+    restored = checkpoints.restore(target, step)
     assert restored is not None  # With a step it raises instead.
     checkpoints.close()
-    params = jax.tree.map(np.asarray, restored.items['params'])
-    return RestoredModel(folder=folder / str(step), meta=meta, info=info, model=model, params=params)
+    chosen = optimizer_lib.averaged(restored.items['opt_state']) if averaged else restored.items['params']
+    params = jax.tree.map(np.asarray, chosen)
+    return RestoredModel(folder / str(step), meta, info, model, params, averaged)
 
 
 def find_checkpoints(path: epath.PathLike) -> tuple[epath.Path, int | None]:

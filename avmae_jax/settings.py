@@ -11,6 +11,7 @@ import inspect
 import json
 import pathlib
 import re
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -139,6 +140,16 @@ def find_neighbours(config_file: str) -> None:
     file = pathlib.Path(config_file.partition(':')[0]).resolve()
     own = [folder.parent for folder in file.parents if folder.name == 'configs']
     sys.path[:0] = [str(root) for root in [*own, pathlib.Path(__file__).resolve().parent.parent][:1]]
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """The config of a file with `get_config`, its arguments after a colon, outside of flags."""
+    file, _, arguments = text.partition(':')
+    if not pathlib.Path(file).is_file():
+        raise ValueError(f'--config={text}: there is no file {file}.')
+    find_neighbours(file)
+    made = runpy.run_path(file)['get_config']
+    return to_plain(made(arguments) if arguments else made())
 
 
 def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

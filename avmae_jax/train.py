@@ -44,12 +44,14 @@ from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.workers import LoaderError
 from avmae_jax.evaluation import painting, pictures, sound
 from avmae_jax.evaluation.reconstruction import draw_fixed
+from avmae_jax.objectives import Classification, Objective
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.structs import Batch
 from avmae_jax.training import loop, nonfinite, report, writer
 from avmae_jax.training import state as state_lib
 from avmae_jax.training import step as step_lib
+from avmae_jax.training.optimizer import averaged
 
 NUM_SOUNDS = 2  # Clips of the picture that TensorBoard gets as sound; 3 sounds of 10 s take 2.4 s of CPU.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -99,7 +101,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
     )
     state = restore(checkpoints, abstract, shardings, dataset_digest=experiment.dataset_digest(source))
     if state is None:
-        state = state_lib.init_sharded(init, jax.random.key(config['seed']), shardings)
+        state = first_state(config, parts, source, shardings=shardings, folder=workdir)
     start_step = int(state.step)
     report.write_overview(state.params, workdir / 'parameters.txt')
 
@@ -112,7 +114,12 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
     def stop_at_nonfinite(state: state_lib.TrainState, step: int, host_rows: Batch, batch: Batch) -> None:
         folder = workdir / f'nonfinite-{step}'
         diagnosis = nonfinite.diagnose(
-            model=parts.model, objective=parts.objective, preprocess=parts.preprocess, state=state, batch=batch
+            model=parts.model,
+            objective=parts.objective,
+            preprocess=parts.preprocess,
+            state=state,
+            batch=batch,
+            lose_modality_ratio=parts.preprocess.lose_modality_ratio,
         )
         clip_ids = [source[int(record)].id for record in host_rows.record]
         message = nonfinite.report_nonfinite(folder, step=step, diagnosis=diagnosis, rows=host_rows, clip_ids=clip_ids)
@@ -173,7 +180,12 @@ def compile_step(
 ) -> Any:
     """The training step, compiled for this mesh."""
     train_step = step_lib.make_train_step(
-        step_lib.make_loss(parts.model, parts.objective, parts.preprocess),
+        step_lib.make_loss(
+            parts.model,
+            parts.objective,
+            parts.preprocess,
+            lose_modality_ratio=parts.preprocess.lose_modality_ratio,
+        ),
         objective=parts.objective,
         optimizer=parts.optimizer,
         schedule=parts.schedule,
@@ -193,6 +205,26 @@ def compile_step(
         time.monotonic() - began, memory.temp_size_in_bytes / 1e6,
     )  # fmt: skip
     return compiled
+
+
+def first_state(
+    config: settings.Config,
+    parts: experiment.Parts,
+    source: Mixture,
+    *,
+    shardings: state_lib.TrainState,
+    folder: epath.Path,
+) -> state_lib.TrainState:
+    """The state before the first step: fresh, or with the parameters of the model that config.start names."""
+    key = jax.random.key(config['seed'])
+    if 'start' not in config or not config['start']['path']:
+        return state_lib.init_sharded(experiment.make_init(parts), key, shardings)
+    params, told = experiment.start_params(config, parts, source)
+    logging.info('Starting from %s:\n%s', config['start']['path'], told)
+    if jax.process_index() == 0:
+        (folder / 'start.txt').write_text(f'{told}\n')
+    params = jax.tree.map(hosts.global_array, params, shardings.params)
+    return state_lib.init_from(params, key, shardings, parts.objective.init, parts.optimizer)
 
 
 def restore(
@@ -223,20 +255,22 @@ def make_hooks(
     evaluation, num_pictures = config['evaluation'], config['report']['num_pictures']
     split = evaluation['split'] if evaluation['every_steps'] else config['data']['split']
     everywhere = jax.NamedSharding(rows.mesh, jax.P())
-    evaluate_batch = jax.jit(make_fixed_loss(parts), out_shardings=everywhere)
-    painter = painting.make_painter(parts.model, parts.objective, parts.preprocess, num_pictures)
-    paint_batch = jax.jit(painter, out_shardings=everywhere)
+    classifying = isinstance(parts.objective, Classification)
+    evaluate_batch = jax.jit(make_scores(parts) if classifying else make_fixed_loss(parts), out_shardings=everywhere)
 
     def evaluate(state: state_lib.TrainState) -> dict[str, float]:
         weights, table = [], []
+        average = averaged(state.opt_state)
+        params = state.params if average is None else average
         with experiment.build_eval_stream(config, split) as stream:
             for batch in itertools.islice(stream, evaluation['max_batches']):
-                losses = evaluate_batch(state.params, hosts.global_batch(batch, rows))
+                losses = evaluate_batch(params, hosts.global_batch(batch, rows))
                 table.append({name: float(value) for name, value in losses.items()})
                 weights.append(table[-1].pop('weight'))
         means = {name: float(np.average([row[name] for row in table], weights=weights)) for name in table[0]}
         metric_writer.write_scalars(int(state.step), {f'{split}/{name}': value for name, value in means.items()})
-        logging.info('Step %d, split %s: loss %.5g.', int(state.step), split, means['loss'])
+        told = ', '.join(f'{name} {value:.5g}' for name, value in means.items())
+        logging.info('Step %d, split %s: %s.', int(state.step), split, told)
         return {'metric': means['loss']}
 
     def paint(state: state_lib.TrainState) -> None:
@@ -258,22 +292,46 @@ def make_hooks(
                         sample_rate=parts.preprocess.sample_rate,
                     )
 
-    return {
-        'evaluate': loop.Hook(evaluation['every_steps'], evaluate),
-        'paint': loop.Hook(config['report']['pictures_every_steps'], paint),
-    }
+    hooks = {'evaluate': loop.Hook(evaluation['every_steps'], evaluate)}
+    if not classifying:
+        painter = painting.make_painter(parts.model, parts.objective, parts.preprocess, num_pictures)
+        paint_batch = jax.jit(painter, out_shardings=everywhere)
+        hooks['paint'] = loop.Hook(config['report']['pictures_every_steps'], paint)
+    return hooks
+
+
+def make_scores(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+    """(params, batch) -> losses without augmentation, the accuracy of heads with one class, and the weight."""
+
+    objective = parts.objective
+    assert isinstance(objective, Classification)
+
+    def scores(params, batch):
+        inputs = parts.preprocess(batch, train=False)
+        loss, scored = objective(parts.model, params, None, inputs, batch, jax.random.key(0), train=False)
+        return {
+            'loss': loss,
+            **scored.losses,
+            **objective.accuracies(scored, batch),
+            'weight': jnp.sum(batch.weight),
+        }
+
+    return scores
 
 
 def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """(params, batch) -> losses without augmentation, each record under the same mask every time; and the weight."""
 
+    objective = parts.objective
+    assert isinstance(objective, Objective)
+
     def losses(params, batch):
         inputs = parts.preprocess(batch, train=False)
-        masks, places = draw_fixed(parts.objective, parts.model.grids(inputs), batch.record)
-        loss, scored = parts.objective(
+        masks, places = draw_fixed(objective, parts.model.grids(inputs), batch.record)
+        loss, scored = objective(
             parts.model,
             params,
-            parts.objective.init(params),
+            objective.init(params),
             inputs,
             batch,
             jax.random.key(0),  # Everything that chance decides is given.
@@ -290,7 +348,7 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str,
 
 def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     """Checks settings and data, starts the job, trains."""
-    source = experiment.open_sources(config)
+    source = experiment.open_train_sources(config)
     checks.check(config, source)
     if (workdir / settings.CONFIG_FILE).exists():
         settings.check_resumable(settings.load_config(workdir), config, workdir)

@@ -15,6 +15,9 @@ LAYERS = {'Ti': 12, 'S': 12, 'B': 12, 'L': 24, 'H': 32}  # Of models/sizes.py; c
 ENCODERS = ('early', 'separate', 'shared', 'mid')
 DECODERS = ('shared', 'separate', 'joint')
 RECORDS = ('prepared', 'legacy')
+FUSIONS = ('bottleneck', 'concatenation', 'late')
+MIXUPS = ('none', 'mixup', 'mixmod')
+PROBES = ('none', 'linear')
 OBJECTIVES = ('reconstruction', 'inpainting', 'both')
 
 
@@ -60,6 +63,9 @@ def data(split: str = 'train', records: str = 'prepared') -> dict:
         path='',
         data_dir=config_dict.placeholder(str),  # Of tensorflow_datasets, for a path 'tfds:NAME'.
         split=split,
+        subset_ratio=1.0,  # Train on this share of the clips, of each class alike: for learning from few labels.
+        # A head of the labels whose rare classes are drawn as often as its common ones; None draws all clips alike.
+        balanced_by=config_dict.placeholder(str),
         weights=(),  # How often each of several folders is drawn from; () is by number of clips.
         verify=config_dict.placeholder(str),  # 'size', 'framing' or 'full'.
         views_per_clip=1,
@@ -164,6 +170,154 @@ def objective(kind: str, *, mask_ratio: dict, standardise: str = 'none') -> dict
     return dict(mask_ratio=dict(mask_ratio), masking=dict.fromkeys(mask_ratio, 'random'), terms=terms)
 
 
+def fusion_layer(argument: str, size: str, table: dict | None = None) -> int | None:
+    """The argument fusion_layer=N as a number; '' is what the table has for the size, or None."""
+    if not argument:
+        return (table or {}).get(size)
+    if not argument.isdigit():
+        raise ValueError(f'Config argument fusion_layer={argument}: it is a number of layers, from 0 on.')
+    return int(argument)
+
+
+def classifier(
+    size: str | dict,
+    *,
+    modalities: tuple[str, ...],
+    encoder: str = 'mbt',
+    fusion_layer: int | None = None,
+    fusion: str = 'bottleneck',
+    drop_path: float = 0.0,
+) -> dict:
+    """models/classifier.py: tokenizers, an encoder, a pooling and a head for each head of the labels.
+
+    Args:
+      size: a name of models/sizes.py, or the numbers.
+      encoder: 'mbt', or one of the autoencoder's.
+      fusion_layer: of MBT, the first layer that exchanges; None: two thirds up, as MBT-B (8 of 12).
+      fusion: of MBT, how its streams exchange: one of FUSIONS; 'late' is a fusion layer behind the last.
+    """
+    if isinstance(size, str):
+        one_of('size', size, LAYERS)
+    one_of('encoder', encoder, (*ENCODERS, 'mbt'))
+    one_of('fusion', fusion, FUSIONS)
+    num_layers = LAYERS[size] if isinstance(size, str) else size['num_layers']
+    section = model(size, modalities=modalities, encoder='shared', decoder='shared')
+    del section['decoder']
+    section['encoder'] = dict(name=encoder, size=size, drop_path=drop_path)
+    if encoder == 'mbt':
+        layer = 2 * num_layers // 3 if fusion_layer is None else fusion_layer
+        section['encoder'] |= dict(
+            fusion_layer=num_layers if fusion == 'late' else layer,
+            fusion='concatenation' if fusion == 'concatenation' else 'bottleneck',
+            num_bottlenecks=4,
+            shared_weights=False,
+            test_with_bottlenecks=True,
+        )
+    elif encoder == 'mid':
+        section['encoder']['fusion_layer'] = num_layers - 2
+    return section | dict(pooling='mean', pooled_norm=False, representation=config_dict.placeholder(int))
+
+
+def classification(
+    heads: dict, *, label_smoothing: float = 0.0, mixup: str = 'none', alpha: float = 0.5, cutmix: float | None = None
+) -> dict:
+    """objectives/classification.py.
+
+    Args:
+      heads: head of the labels -> 'softmax' (one class a clip) or 'sigmoid' (several).
+      mixup: one of MIXUPS; 'mixmod' draws a share, and so labels, for each modality.
+      cutmix: the exponent of its shares; None for none.
+    """
+    one_of('mixup', mixup, MIXUPS)
+    section: dict = dict(
+        heads=dict(heads), weight={head: 1 / len(heads) for head in heads}, label_smoothing=label_smoothing
+    )
+    if mixup != 'none':
+        section['mixup'] = dict(alpha=alpha, per_modality=mixup == 'mixmod')
+    if cutmix is not None:
+        section['cutmix'] = dict(alpha=cutmix)
+    return section
+
+
+def augment(config, modalities: tuple[str, ...], *, spec_augment: dict | None = None, time_shift: bool = False) -> None:
+    """What finetuning changes in pictures and sound, put into a config: ops/augment.py, and jitter of the scale."""
+    if 'video' in modalities:
+        config.video.crop = dict(name='random', scale=(0.9, 1.33))
+        config.preprocess.color_jitter = dict(
+            jitter_ratio=0.8, drop_ratio=0.1, brightness=32 / 255, contrast=0.4, saturation=0.4, hue=0.2
+        )
+    if 'audio' in modalities:
+        config.preprocess.time_shift = time_shift
+        if spec_augment is not None:
+            # The released settings have a time_ratio of 0, which switches time masks off.
+            config.preprocess.spec_augment = dict(spec_augment, time_ratio=1.0)
+    config.preprocess.lose_modality_ratio = 0.0
+
+
+def probe(config, kind: str) -> None:
+    """Turns a finetuning config into a probe of frozen features: nothing moves but the head.
+
+    Args:
+      kind: 'none' leaves the config alone; 'linear' freezes tokenizers and encoder.
+    """
+    if one_of('probe', kind, PROBES) == 'none':
+        return
+    config.optimizer.frozen = ('tokenizers', 'encoder/')
+    config.optimizer.layer_decay = None
+    config.model.encoder.drop_path = 0.0
+    config.objective.label_smoothing = 0.0
+    config.objective.pop('mixup', None)
+    config.objective.pop('cutmix', None)
+
+
+def start() -> dict:
+    """What training begins with: checkpoints/transfer.py. An empty path is training from scratch."""
+    return dict(
+        path='',  # A run, or a checkpoint of one: an autoencoder with any encoder, or a classifier.
+        heads=False,  # Take the heads too, from a classifier of the same classes.
+        divide_stem=True,  # An audio stem that gets three channels is divided by three.
+    )
+
+
+def tailored(layer_decay: float | None = None, frozen: tuple = (), average_decay: float | None = None) -> dict:
+    """training/optimizer.py: rates that fall with depth, what is frozen, and a moving average of the parameters."""
+    given = config_dict.placeholder(float)
+    return dict(
+        layer_decay=given if layer_decay is None else layer_decay,
+        frozen=tuple(frozen),  # Beginnings of parameter paths, as regular expressions.
+        average_decay=config_dict.placeholder(float) if average_decay is None else average_decay,
+    )
+
+
+def sgd(base_learning_rate: float, *, clip_norm: float | None = 1.0, **warmup: float) -> dict:
+    """training/optimizer.py: SGD with momentum. The rate is for a batch of 256, as everywhere."""
+    return dict(
+        name='sgd',
+        base_learning_rate=base_learning_rate,
+        **warmup,
+        end_ratio=0.0,
+        momentum=0.9,
+        clip_norm=config_dict.placeholder(float) if clip_norm is None else clip_norm,
+        accumulate_steps=1,
+    )
+
+
+def adamw(base_learning_rate: float, *, weight_decay: float = 0.05, **warmup: float) -> dict:
+    """training/optimizer.py: AdamW as ViTs are finetuned with it."""
+    return dict(
+        name='adamw',
+        base_learning_rate=base_learning_rate,
+        **warmup,
+        end_ratio=0.0,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        weight_decay=weight_decay,
+        clip_norm=config_dict.placeholder(float),
+        accumulate_steps=1,
+    )
+
+
 def adam(base_learning_rate: float, **warmup: float) -> dict:
     """training/optimizer.py. The rate is for a batch of 256; `warmup` is warmup_epochs=... or warmup_steps=..."""
     return dict(
@@ -202,6 +356,10 @@ def report(log_every_steps: int = 50, pictures_every_steps: int = 5000) -> dict:
     )
 
 
-def evaluation(every_steps: int, split: str = 'test', max_batches: int = 20) -> dict:
-    """The loss on another split while training, with the same masks every time; it ranks checkpoints. 0: never."""
-    return dict(every_steps=every_steps, split=split, max_batches=max_batches)
+def evaluation(every_steps: int, split: str = 'test', max_batches: int = 20, num_clips: int = 1) -> dict:
+    """The loss on another split while training, with the same masks every time; it ranks checkpoints. 0: never.
+
+    Args:
+      num_clips: moments of each clip that `python -m avmae_jax.evaluate` averages over.
+    """
+    return dict(every_steps=every_steps, split=split, max_batches=max_batches, num_clips=num_clips)

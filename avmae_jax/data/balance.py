@@ -11,11 +11,14 @@ Any place is found in O(log n), with nothing to remember.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 
 import numpy as np
 
 from avmae_jax.data import order
+from avmae_jax.data.sources import Source
+from avmae_jax.structs import Clip
 
 
 def clip_weights(labels: Sequence[Sequence[int]], num_classes: int, offset: int | float = 0.01) -> np.ndarray:
@@ -35,6 +38,49 @@ def clip_weights(labels: Sequence[Sequence[int]], num_classes: int, offset: int 
     # A class that no clip has is asked for by none.
     of_class = np.where(counts > 0, 1.0 / np.maximum(counts + offset, np.finfo(float).tiny), 0.0)
     return np.bincount(np.repeat(np.arange(len(labels)), lengths), weights=of_class[flat], minlength=len(labels))
+
+
+def stratified(labels: Sequence[Sequence[int]], ratio: int | float, seed: int) -> np.ndarray:
+    """int64, rising: the clips of a subset that takes the same share of each class, and one of each at least.
+
+    Smaller subsets are part of larger ones of the same seed. A clip of several classes counts for its rarest; clips
+    without a class are a class of their own.
+
+    Args:
+      labels: the class indices of each clip.
+      ratio: the share, in (0, 1].
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f'the share must lie in (0, 1]; got {ratio}.')
+    counts: collections.Counter[int] = collections.Counter(i for indices in labels for i in indices)
+    by_class: dict[int, list[int]] = {}
+    for clip, indices in enumerate(labels):
+        by_class.setdefault(min(indices, key=lambda i: (counts[i], i), default=-1), []).append(clip)
+    chosen: list[int] = []
+    for index, clips in by_class.items():
+        count = max(1, round(ratio * len(clips)))
+        chosen += [clips[order.shuffle(place, len(clips), seed, index + 1)] for place in range(count)]
+    return np.sort(np.asarray(chosen, np.int64))
+
+
+class Subset:
+    """Some of the clips of a source, as a source: for learning from few labels."""
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
+        self.info = source.info
+        self.split = source.split
+        self.spectrogram_shape = source.spectrogram_shape
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.source[int(self.indices[index])]
+
+    def where(self, index: int) -> str:
+        return self.source.where(int(self.indices[index]))
 
 
 class WeightedOrder:

@@ -98,6 +98,19 @@ def benchmark_table(results: Mapping[str, Any]) -> str:
     return f'Benchmark, {results["kind"]}, higher is better\n' + '\n  '.join([format_table(rows), *results['notes']])
 
 
+def modality_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line a metric, one column for each thing the model was given, of what `classes.modality_rows` gave."""
+    ways = list(dict.fromkeys(row['given'] for row in rows))
+    lines: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row['head'], row['subset'], row['metric']), {})[row['given']] = row
+    cells = [['labels', 'subset', 'metric', *ways, 'chance']]
+    for about, by_way in lines.items():
+        values = [f'{by_way[way]["value"]:.4f}' if way in by_way else '-' for way in ways]
+        cells.append([*about, *values, f'{next(iter(by_way.values()))["chance"]:.4f}'])
+    return 'Benchmark by what the model was given, higher is better\n' + format_table(cells)
+
+
 def fold_table(results: Mapping[str, Any]) -> str:
     """One line a head and metric of what `benchmarks.combine_folds` gave."""
     folds = list(results['scores'][0]['folds'])

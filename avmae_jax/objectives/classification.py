@@ -94,7 +94,8 @@ class Classification:
             mixing = draw_mixing(batch.seed, inputs, rows, self.mixup, self.cutmix)
         if mixing is not None:
             inputs = {m: mix(x, m, mixing) for m, x in inputs.items()}
-        outputs = model.apply({'params': params}, inputs, train=train, rngs={'drop_path': rng} if train else {})
+        rngs = {'drop_path': rng} if train else {}
+        outputs = model.apply({'params': params}, inputs, train=train, present=batch.present, rngs=rngs)
         total, found = jnp.zeros((), jnp.float32), {}
         for head, kind in self.heads.items():
             labels = self._labels(head, batch, outputs.logits)
@@ -106,6 +107,16 @@ class Classification:
             total = total + share * sum(parts.values()) / len(parts)
             found.update({f'{head}/{part}': loss for part, loss in parts.items()})
         return total, Classified(found, outputs, mixing)
+
+    def accuracies(self, scored: Classified, batch: Batch) -> dict[str, Float[Array, '']]:
+        """'head/accuracy' for the heads with one class: by the mean of the parts' logits, over rows with a label."""
+        found = {}
+        for head in [head for head, kind in self.heads.items() if kind == 'softmax']:
+            labels, logits = jnp.asarray(batch.labels[head]), scored.outputs.averaged[head]
+            right = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1)[:, None], axis=-1)[:, 0] > 0
+            rows = batch.weight * (jnp.sum(labels, axis=-1) > 0)
+            found[f'{head}/accuracy'] = losses.masked_mean(right.astype(jnp.float32), rows)
+        return found
 
     def _loss(self, kind, logits, labels, rows, weight, train) -> Float[Array, '']:
         if logits.shape != labels.shape:

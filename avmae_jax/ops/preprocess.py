@@ -35,6 +35,8 @@ class Preprocess:
       time_shift: log-mels are shifted around in time in training; before `spec_augment`, whose masks stay where they
         are drawn.
       spec_augment: of normalised log-mels in training.
+      lose_modality_ratio: share of the rows that lose one of their modalities in training (modality dropout). Whoever
+        computes the loss does it (`augment.lose_modality`), since the batch tells the objective what is there.
     """
 
     flip: bool = True
@@ -49,6 +51,7 @@ class Preprocess:
     color_jitter: augment.ColorJitter | None = None
     time_shift: bool = False
     spec_augment: augment.SpecAugment | None = None
+    lose_modality_ratio: int | float = 0.0
 
     def __post_init__(self):
         if self.convention != STORED:
@@ -56,6 +59,8 @@ class Preprocess:
                 known = sorted([*spectrogram.CONVENTIONS, STORED])
                 raise ValueError(f'log-mel convention must be one of {known}; got {self.convention!r}.')
             self.log_mel_convention  # noqa: B018  Its settings are checked here and not in the middle of a trace.
+        if not 0 <= self.lose_modality_ratio <= 1:
+            raise ValueError(f'lose_modality_ratio must lie in [0, 1]; got {self.lose_modality_ratio}.')
         if not self.audio_std > 0:
             raise ValueError(f'audio_std must be above 0; got {self.audio_std}.')
         if len(self.rgb_mean) != 3 or len(self.rgb_std) != 3 or not min(self.rgb_std) > 0:

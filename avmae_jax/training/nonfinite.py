@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from avmae_jax.ops import augment
 from avmae_jax.structs import Batch
 from avmae_jax.training.state import TrainState
 
@@ -92,12 +93,22 @@ def _outputs_in_order(intermediates: Mapping[str, Any], parents: tuple[str, ...]
     return found
 
 
-def diagnose(*, model: Any, objective: Any, preprocess: Callable, state: TrainState, batch: Batch) -> Diagnosis:
+def diagnose(
+    *,
+    model: Any,
+    objective: Any,
+    preprocess: Callable,
+    state: TrainState,
+    batch: Batch,
+    lose_modality_ratio: int | float = 0.0,
+) -> Diagnosis:
     """Computes the failed step again and measures on the way; for the state from before it."""
 
     names: list[str] = []  # Written while jax traces: a dict that leaves a jitted function has its keys sorted.
 
     def measure(params, teacher, rows, rng):
+        if lose_modality_ratio:
+            rows = augment.lose_modality(rows, lose_modality_ratio)
         inputs = preprocess(rows, train=True)
         bad_rows = {modality: ~jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1) for modality, x in inputs.items()}
         recorder = _Recorder(model)

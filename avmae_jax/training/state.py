@@ -49,6 +49,21 @@ def make_init(
     return init
 
 
+def init_from(
+    params: Any,
+    rng: jax.Array,
+    shardings: TrainState,
+    init_teacher: Callable[[Any], Any],
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state before the first step for parameters that are already in place, and the key that `make_init` takes."""
+
+    def init(params: Any, rng: jax.Array) -> TrainState:
+        return make_init(lambda _: params, init_teacher, optimizer)(rng)
+
+    return jax.jit(init, in_shardings=(shardings.params, shardings.rng), out_shardings=shardings)(params, rng)
+
+
 def init_sharded(init: Callable[[jax.Array], TrainState], rng: jax.Array, shardings: TrainState) -> TrainState:
     """Runs `init` so that each device makes its own part: no device ever holds the whole state."""
     return jax.jit(init, out_shardings=shardings)(rng)

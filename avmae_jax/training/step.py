@@ -9,17 +9,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from avmae_jax.ops import augment
 from avmae_jax.structs import Batch
 from avmae_jax.training.state import TrainState
 
 LossFunction = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def make_loss(model: Any, objective: Any, preprocess: Callable, *, train: bool = True) -> LossFunction:
-    """(params, teacher, batch, rng) -> (loss, losses by name): host bytes to the numbers that are minimised."""
+def make_loss(
+    model: Any, objective: Any, preprocess: Callable, *, lose_modality_ratio: int | float = 0.0
+) -> LossFunction:
+    """(params, teacher, batch, rng) -> (loss, losses by name): host bytes to the numbers that are minimised.
+
+    Args:
+      lose_modality_ratio: share of rows that lose one of their modalities, see `augment.lose_modality`.
+    """
 
     def loss_function(params, teacher, batch, rng):
-        inputs = preprocess(batch, train=train)
+        if lose_modality_ratio:
+            batch = augment.lose_modality(batch, lose_modality_ratio)
+        inputs = preprocess(batch, train=True)
         loss, scored = objective(model, params, teacher, inputs, batch, rng)
         return loss, scored.losses
 
