@@ -225,18 +225,18 @@ def open_train_sources(config: Config) -> Mixture:
     section = config['data']
     head, ratio = section['balanced_by'], section['subset_ratio']
     plain = open_sources(config, section['split'])
-    if head is None and ratio == 1:
+    if not head and ratio == 1:
         return plain
-    if head is not None and head not in plain.labels:
+    if head and head not in plain.labels:
         raise ValueError(f'config.data.balanced_by={head!r} is none of the labels of the data: {sorted(plain.labels)}.')
     chosen, weights = [], []
     for source in plain.sources:
         # A subset is of all classes alike too, if there are any.
-        by = head or next(iter(source.info.labels), None)
-        labels = [[0]] * len(source) if by is None else sources.read_labels(source, by)
+        by = head or next(iter(source.info.labels), '')
+        labels = sources.read_labels(source, by) if by else [[0]] * len(source)
         indices = _or_setting('data.subset_ratio', balance.stratified, labels, ratio, config['seed'])
         chosen.append(balance.Subset(source, indices) if ratio < 1 else source)
-        if head is not None:
+        if head:
             num_classes = len(source.info.labels[head].names)
             weights.append(balance.clip_weights([labels[i] for i in indices], num_classes))
     return Mixture(chosen, list(section['weights']) or None, weights or None)

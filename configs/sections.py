@@ -64,8 +64,8 @@ def data(split: str = 'train', records: str = 'prepared') -> dict:
         data_dir=config_dict.placeholder(str),  # Of tensorflow_datasets, for a path 'tfds:NAME'.
         split=split,
         subset_ratio=1.0,  # Train on this share of the clips, of each class alike: for learning from few labels.
-        # A head of the labels whose rare classes are drawn as often as its common ones; None draws all clips alike.
-        balanced_by=config_dict.placeholder(str),
+        # A head of the labels whose rare classes are drawn as often as its common ones; '' draws all clips alike.
+        balanced_by='',
         weights=(),  # How often each of several folders is drawn from; () is by number of clips.
         verify=config_dict.placeholder(str),  # 'size', 'framing' or 'full'.
         views_per_clip=1,
@@ -242,6 +242,7 @@ def classification(
 def augment(config, modalities: tuple[str, ...], *, spec_augment: dict | None = None, time_shift: bool = False) -> None:
     """What finetuning changes in pictures and sound, put into a config: ops/augment.py, and jitter of the scale."""
     if 'video' in modalities:
+        del config.video.crop  # The name of a crop may become one with settings.
         config.video.crop = dict(name='random', scale=(0.9, 1.33))
         config.preprocess.color_jitter = dict(
             jitter_ratio=0.8, drop_ratio=0.1, brightness=32 / 255, contrast=0.4, saturation=0.4, hue=0.2

@@ -1,5 +1,6 @@
 """Every config builds, holds the recipe's numbers, and makes the parameters of its golden table."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -10,9 +11,9 @@ from collections.abc import Mapping
 import jax
 import pytest
 
-from avmae_jax import checks, experiment, settings, train
+from avmae_jax import checks, evaluate, experiment, settings, train
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import DatasetInfo, MediaSettings
+from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings
 from avmae_jax.models import sizes
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
@@ -21,9 +22,41 @@ from configs import sections, tiny
 from configs.pretrain import audioset, imagenet, vggsound
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-CONFIGS = {'tiny': tiny, 'audioset': audioset, 'vggsound': vggsound, 'imagenet': imagenet}
+FINETUNE = (
+    'tiny', 'avmnist', 'audioset', 'audioset_mbt', 'vggsound', 'epic_kitchens', 'esc50', 'kinetics_sounds', 'imagenet',
+)  # fmt: skip
+CONFIGS = {
+    'tiny': tiny,
+    'audioset': audioset,
+    'vggsound': vggsound,
+    'imagenet': imagenet,
+    **{f'finetune-{name.replace("_", "-")}': importlib.import_module(f'configs.finetune.{name}') for name in FINETUNE},
+}
 # Clips in the training split as the papers count them.
-NUM_CLIPS = {'tiny': 360, 'audioset': 1_857_210, 'vggsound': 172_427, 'imagenet': 1_281_167}
+NUM_CLIPS = {
+    'tiny': 360,
+    'audioset': 1_857_210,
+    'vggsound': 172_427,
+    'imagenet': 1_281_167,
+    'finetune-tiny': 360,
+    'finetune-avmnist': 2_700,
+    'finetune-audioset': 508_994,
+    'finetune-audioset-mbt': 20_361,
+    'finetune-vggsound': 172_427,
+    'finetune-epic-kitchens': 67_217,
+    'finetune-esc50': 1_600,
+    'finetune-kinetics-sounds': 22_000,
+    'finetune-imagenet': 1_281_167,
+}
+CLASSES = {
+    'finetune-audioset': {'label': 527},
+    'finetune-audioset-mbt': {'label': 527},
+    'finetune-vggsound': {'label': 309},
+    'finetune-epic-kitchens': {'verb': 97, 'noun': 300},
+    'finetune-esc50': {'label': 50},
+    'finetune-kinetics-sounds': {'label': 32},
+    'finetune-imagenet': {'label': 1000},
+}
 
 
 class NoClips:
@@ -32,16 +65,20 @@ class NoClips:
     split = 'train'
     spectrogram_shape = None
 
-    def __init__(self, num_clips: int, *, image: bool = False):
+    def __init__(self, num_clips: int, *, image: bool = False, classes: Mapping[str, int] | None = None):
         self.num_clips = num_clips
+        multi = (classes or {}).get('label') == 527
         self.info = DatasetInfo(
             name='no_clips',
             modalities=('image',) if image else ('audio', 'video'),
             media=MediaSettings(
                 codec='jpeg', fps=12.5, short_side=256, jpeg_quality=85, sample_rate=16_000, clip_seconds=10.0, gop=0
             ),
-            splits={'train': (), 'test': (), 'validation': ()},
-            labels={},
+            splits={'train': (), 'test': (), 'validation': (), **{f'fold{i}': () for i in range(1, 6)}},
+            labels={
+                head: LabelSet(tuple(f'class {i}' for i in range(count)), multi)
+                for head, count in (classes or {'label': 10}).items()
+            },
             statistics={'audio': {'avmae': {'mean': 1.0, 'std': 2.0}}},
         )
 
@@ -56,7 +93,7 @@ class NoClips:
 
 
 def source_for(name: str) -> Mixture:
-    return Mixture([NoClips(NUM_CLIPS[name], image=name == 'imagenet')])
+    return Mixture([NoClips(NUM_CLIPS[name], image='imagenet' in name, classes=CLASSES.get(name))])
 
 
 def build(name: str, arguments: str | None = None, **changes):
@@ -86,6 +123,16 @@ TABLES = {
     'vggsound-B-shared': ('vggsound', 'size=B,encoder=shared,decoder=separate'),
     'imagenet-L': ('imagenet', None),
     'imagenet-B': ('imagenet', 'size=B'),
+    'finetune-tiny': ('finetune-tiny', None),
+    'finetune-audioset-L': ('finetune-audioset', None),
+    'finetune-audioset-B-concatenation': ('finetune-audioset', 'size=B,fusion=concatenation'),
+    'finetune-audioset-L-audio': ('finetune-audioset', 'modalities=audio'),
+    'finetune-audioset-mbt-B': ('finetune-audioset-mbt', None),
+    'finetune-vggsound-L': ('finetune-vggsound', None),
+    'finetune-epic-kitchens-L': ('finetune-epic-kitchens', None),
+    'finetune-esc50-B': ('finetune-esc50', None),
+    'finetune-kinetics-sounds-B': ('finetune-kinetics-sounds', None),
+    'finetune-imagenet-L': ('finetune-imagenet', None),
 }
 
 
@@ -115,9 +162,10 @@ def test_the_parameter_table_equals_the_golden_one(table, request):
 
 
 @pytest.mark.parametrize('name', ['audioset', 'vggsound', 'imagenet'])
-def test_length_and_rates_are_those_of_the_released_config(name, reference):
-    released = json.loads((reference / 'optim' / 'lr_schedules.json').read_text())[f'{name}_pretrain']
-    _, parts = build(name)
+@pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
+def test_length_and_rates_are_those_of_the_released_config(name, stage, reference):
+    released = json.loads((reference / 'optim' / 'lr_schedules.json').read_text())[f'{name}_{stage}']
+    _, parts = build(name if stage == 'pretrain' else f'finetune-{name}')
     assert parts.length.num_steps == released['total_steps']
     assert parts.length.steps_per_epoch == released['steps_per_epoch']
     assert parts.schedule.warmup_steps == released['warmup_steps']
@@ -179,15 +227,18 @@ def test_every_leaf_of_a_config_is_read(name, monkeypatch):
     checks.check_devices(watched, mesh_lib.make_mesh())
     monkeypatch.setattr(experiment.batches, 'train_stream', lambda source, view, **settings: settings)
     monkeypatch.setattr(experiment.sources, 'open_source', lambda *args, **settings: source.sources[0])
-    experiment.build_train_stream(watched, experiment.open_sources(watched))
-    # What is left is for the loop and what is done beside it.
-    verb = pathlib.Path(train.__file__).read_text()
+    monkeypatch.setattr(experiment.sources, 'read_labels', lambda source, head: [[0]] * len(source))
+    experiment.build_train_stream(watched, experiment.open_train_sources(watched))
+    # What is left is for the loop and what is done beside it, before it and after it.
+    verb = ''.join(pathlib.Path(module.__file__).read_text() for module in (train, evaluate, experiment))
     for path in sorted(set(settings.flatten(config)) - read):
         section, _, leaf = path.partition('.')
-        assert section in ('seed', 'parallel', 'checkpoint', 'report', 'evaluation'), f'nobody reads config.{path}'
+        beside = ('seed', 'parallel', 'checkpoint', 'report', 'evaluation', 'start')
+        assert section in beside, f'nobody reads config.{path}'
         if section == 'parallel' and leaf in mesh_lib.AXES:
             continue
-        assert f"['{leaf or section}']" in verb, f'nobody reads config.{path}'
+        name = leaf or section
+        assert f"['{name}']" in verb or f".get('{name}'" in verb, f'nobody reads config.{path}'
 
 
 # -- What is wrong is told before a device is touched --
@@ -233,7 +284,7 @@ def test_sequence_examples_of_the_reference_are_trained_on_as_they_are(reference
         {'preprocess.num_spec_frames': 80, 'preprocess.num_mel_bins': 16, 'batch_size': 3, 'num_epochs': 10}
     )
     config = settings.to_plain(config)
-    source = experiment.open_sources(config)
+    source = experiment.open_train_sources(config)
     checks.check(config, source)
     assert experiment.build(config, source).shapes['audio'] == (80, 16)
     with experiment.build_train_stream(config, source) as stream:

@@ -25,7 +25,7 @@ def workdir(tmp_path_factory, tiny_dataset, smallest, repository):
     config = runpy.run_path(str(repository / 'configs/tiny.py'))['get_config']()
     config.update_from_flattened_dict({'data.path': str(tiny_dataset), 'data.num_workers': 0, **smallest})
     config = settings.to_plain(config)
-    source = experiment.open_sources(config)
+    source = experiment.open_train_sources(config)
     parts = experiment.build(config, source)
     state = jax.jit(experiment.make_init(parts))(jax.random.key(config['seed']))
     checkpoints = Checkpoints(folder / 'checkpoints')
@@ -43,7 +43,7 @@ def test_a_run_is_scored_in_every_way_on_eight_devices(workdir):
     subject = evaluate.load_subject(workdir, overrides={})
     evaluator = make_evaluator(subject)
     num_test = len(evaluator.source)
-    results = evaluate.evaluate(evaluator, list(evaluate.WHAT))
+    results = evaluate.evaluate(evaluator, list(evaluate.PRETRAINED))
     assert {(e['modality'], e['unit']) for e in results['reconstruction']} == {
         ('video', 'input'), ('video', 'raw'), ('audio', 'input'), ('audio', 'raw'),
     }  # fmt: skip
