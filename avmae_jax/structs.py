@@ -117,7 +117,7 @@ class Scores(NamedTuple):
       encoded: modality -> [b n d] tokens after the encoder, class tokens included.
       pooled: part -> [b d], what the heads get.
       logits: head -> part -> [b classes].
-      averaged: head -> [b classes], the mean over the parts.
+      averaged: head -> [b classes], the mean over the parts; over those a row has, where `present` is given.
     """
 
     encoded: dict[Modality, Array]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from avmae_jax.models.blocks import Dense, LayerNorm
 from avmae_jax.models.encoders import Tokens
@@ -58,6 +58,21 @@ POOLINGS: dict[str, Pooling] = {
 NEEDS_CLASS_TOKENS = ('token', 'one_token')
 
 
+def average_present(
+    parts: Mapping[str, Float[Array, 'b c']], present: Mapping[Modality, Bool[Array, 'b']]
+) -> Float[Array, 'b c']:
+    """The mean over the parts that a row has; over all of them where it has none, since it must get something.
+
+    A part that `present` does not tell of, as the joint one, counts always.
+    """
+    batch_size = len(next(iter(parts.values())))
+    everywhere = jnp.ones(batch_size, bool)
+    there = jnp.stack([jnp.asarray(present.get(part, everywhere)) for part in parts])[:, :, None]
+    there = there | ~jnp.any(there, axis=0, keepdims=True)
+    # What a model makes of nothing may be anything, and 0 * inf is no zero.
+    return jnp.sum(jnp.where(there, jnp.stack(list(parts.values())), 0), axis=0) / jnp.sum(there, axis=0)
+
+
 class Classifier(Trunk):
     """Class scores of a clip. Tokenizers and encoder are those of the autoencoder, name by name.
 
@@ -97,12 +112,21 @@ class Classifier(Trunk):
             for name, classes in self.num_classes.items()
         }
 
-    def __call__(self, inputs: Mapping[Modality, Float[Array, 'b ...']], train: bool = False) -> Scores:
-        """Scores of clips. Training drops residuals, for which an encoder with drop_path needs the rng 'drop_path'."""
+    def __call__(
+        self,
+        inputs: Mapping[Modality, Float[Array, 'b ...']],
+        train: bool = False,
+        present: Mapping[Modality, Bool[Array, 'b']] | None = None,
+    ) -> Scores:
+        """Scores of clips. Training drops residuals, for which an encoder with drop_path needs the rng 'drop_path'.
+
+        Args:
+          present: `Batch.present`: a clip that lacks a modality is scored by its others; None: all have all.
+        """
         encoded = self.encode(inputs, train)
         pooled = self.pool(encoded, self.grids(inputs))
         logits = {name: {part: head(x) for part, x in pooled.items()} for name, head in self.head.items()}
-        averaged = {name: sum(parts.values()) / len(parts) for name, parts in logits.items()}
+        averaged = {name: average_present(parts, present or {}) for name, parts in logits.items()}
         return Scores(encoded=encoded, pooled=pooled, logits=logits, averaged=averaged)
 
     def pool(self, encoded: Tokens, grids: Mapping[Modality, tuple[int, ...]]) -> dict[str, Float[Array, 'b _e']]:
