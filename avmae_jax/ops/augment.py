@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt32
 
 from avmae_jax.ops import patches, rows
-from avmae_jax.structs import JOINT_ORDER, Array, Batch
+from avmae_jax.structs import JOINT_ORDER, Array, Batch, Modality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +131,9 @@ def shift_time(log_mel: Float[Array, 'b s f'], seed: UInt32[Array, 'b 2']) -> Fl
 
 
 def lose_modality(batch: Batch, ratio: int | float) -> Batch:
-    """A share of the rows loses one of its modalities, any of them alike, and is then what a clip without it is.
+    """A share of the rows loses one of its modalities, any of them alike. Rows that have one modality only keep it.
 
-    Rows that have one modality only keep it. To be done before `Preprocess` and the objective see the batch: its media
-    are the bytes that a clip gets which was stored without, and `present` says so.
+    To be done before `Preprocess` and the objective see the batch.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f'the share of rows that lose a modality must lie in [0, 1]; got {ratio}.')
@@ -142,9 +142,24 @@ def lose_modality(batch: Batch, ratio: int | float) -> Batch:
     present = jnp.stack([jnp.asarray(batch.present[m]) for m in names], axis=1)
     loses = (drawn[:, 0] < ratio) & (jnp.sum(present, axis=1) > 1)
     which = jnp.argmax(jnp.where(present, drawn[:, 1:], -1.0), axis=1)
-    media, kept = dict(batch.media), dict(batch.present)
-    for i, m in enumerate(names):
-        lost = loses & (which == i)
-        media[m] = jnp.where(rows.per_row(lost, media[m]), jnp.zeros((), media[m].dtype), media[m])
-        kept[m] = jnp.asarray(kept[m]) & ~lost
-    return batch._replace(media=media, present=kept)
+    return _lose(batch, {m: loses & (which == i) for i, m in enumerate(names)})
+
+
+def without(batch: Batch, modality: Modality) -> Batch:
+    """Every row loses this modality: how well does a model do with what is left?
+
+    A row that has nothing else has nothing then, so that none is scored by what is said to be missing. `present`
+    tells; whoever takes a mean leaves such rows out.
+    """
+    if modality not in batch.media:
+        raise ValueError(f'{modality!r} cannot be left out of clips that hold {sorted(batch.media)}.')
+    return _lose(batch, {modality: jnp.ones(len(batch.media[modality]), bool)})
+
+
+def _lose(batch: Batch, lost: Mapping[Modality, Bool[Array, 'b']]) -> Batch:
+    """Rows as if their clips had been stored without: `present` says so, and the media are the bytes such clips get."""
+    media, present = dict(batch.media), dict(batch.present)
+    for m, rows_lost in lost.items():
+        media[m] = jnp.where(rows.per_row(rows_lost, media[m]), jnp.zeros((), media[m].dtype), media[m])
+        present[m] = jnp.asarray(present[m]) & ~rows_lost
+    return batch._replace(media=media, present=present)
