@@ -27,7 +27,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return not cell or cell == '-' or cell.lstrip('-')[0].isdigit()
+    return not cell or cell == '-' or cell.lstrip('-')[:1].isdigit()
 
 
 def reconstruction_table(errors: Sequence[Mapping[str, Any]]) -> str:

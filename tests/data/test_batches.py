@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from avmae_jax.data import batches, mixing, sources, views, workers
+from avmae_jax.ops import augment
 from avmae_jax.structs import Batch
 
 VIEW = views.View(
@@ -380,3 +381,17 @@ def test_evaluation_leaves_a_damaged_record_out_and_replaces_it_by_none(folder, 
             for record, weight, damaged in zip(batch.record, batch.weight, batch.damaged, strict=True)
         ]
     assert rows == [(i, int(i != 4), int(i == 4)) for i in range(11)] + [(-1, 0, 0)]
+
+
+# -- Missing modalities --
+
+
+def test_a_batch_that_loses_a_modality_is_that_of_clips_stored_without_it(toys, tmp_path):
+    clips = [toys.make_textured_clip(i) for i in range(3)]
+    lacking = [clip._replace(frames=[], num_frames=0, has={'video': False, 'audio': True}) for clip in clips]
+    whole, stored = (
+        batches.eval_dataset(sources.open_source(toys.write_dataset(tmp_path / name, kept, 1)), VIEW, 6, num_clips=2)[0]
+        for name, kept in (('whole', clips), ('lacking', lacking))
+    )
+    assert whole.media['video'].any() and not stored.media['video'].any()
+    assert_same(augment.without(whole, 'video'), stored)

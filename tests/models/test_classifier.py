@@ -5,7 +5,7 @@ import pytest
 
 from avmae_jax.models.blocks import Compute
 from avmae_jax.models.bottleneck import MBT
-from avmae_jax.models.classifier import JOINT, POOLINGS, Classifier
+from avmae_jax.models.classifier import JOINT, POOLINGS, Classifier, average_present
 from avmae_jax.models.encoders import EarlyEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, VideoTokenizer
@@ -87,6 +87,35 @@ def test_a_clip_without_one_modality_is_scored_by_the_other(pooling):
     model = build(pooling)
     scores = model.apply({'params': make(model)}, {'audio': INPUTS['audio']})
     assert scores.averaged['label'].shape == (2, 5) and set(scores.encoded) == {'audio'}
+
+
+def test_a_row_is_averaged_over_what_it_has():
+    x = {part: RANDOM.normal(size=(4, 3)).astype(np.float32) for part in ('video', 'audio')}
+    present = {'video': np.array([True, True, False, False]), 'audio': np.array([True, False, True, False])}
+    both = (x['video'] + x['audio']) / 2
+    wanted = np.stack([both[0], x['video'][1], x['audio'][2], both[3]])
+    np.testing.assert_allclose(jax.jit(average_present)(x, present), wanted, rtol=1e-6)
+    np.testing.assert_allclose(average_present(x, {}), both, rtol=1e-6)
+    x['audio'][1] = np.inf  # What a model makes of nothing says nothing.
+    np.testing.assert_allclose(average_present(x, present)[1], x['video'][1], rtol=1e-6)
+
+
+def test_a_part_that_is_no_modality_counts_always():
+    x = {JOINT: np.ones((2, 3), np.float32), 'audio': np.zeros((2, 3), np.float32)}
+    present = {'video': np.array([True, False]), 'audio': np.array([True, False])}
+    np.testing.assert_allclose(average_present(x, present), [[0.5] * 3, [1.0] * 3])
+    np.testing.assert_allclose(average_present({JOINT: x[JOINT]}, present), x[JOINT])
+
+
+@pytest.mark.parametrize('pooling', ['mean', 'joint_mean'])
+def test_the_classifier_scores_a_clip_by_what_it_has(pooling):
+    model = build(pooling, num_classes={'verb': 5, 'noun': 3})
+    params, present = {'params': make(model)}, {'video': np.array([True, False]), 'audio': np.array([True, True])}
+    scores = jax.jit(model.apply)(params, INPUTS, present=present)
+    for head, parts in scores.logits.items():
+        mean = sum(parts.values()) / len(parts)
+        np.testing.assert_allclose(scores.averaged[head][0], mean[0], rtol=1e-5)
+        np.testing.assert_allclose(scores.averaged[head][1], parts.get('audio', mean)[1], rtol=1e-5)
 
 
 def test_training_with_drop_path_takes_its_rng():

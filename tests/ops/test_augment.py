@@ -199,6 +199,20 @@ def test_a_row_keeps_the_only_modality_it_has():
     jax.tree.map(np.testing.assert_array_equal, augment.lose_modality(batch(50), 0.0), batch(50))
 
 
+def test_without_a_modality_no_row_has_it_and_the_others_are_what_they_were():
+    has_video = np.arange(6) % 2 == 0
+    given = batch(6, video=has_video)
+    seen = jax.jit(augment.without, static_argnums=1)(given, 'audio')
+    assert not np.asarray(seen.present['audio']).any() and not np.asarray(seen.media['audio']).any()
+    assert seen.media['audio'].dtype == given.media['audio'].dtype
+    # Rows that have nothing else have nothing.
+    np.testing.assert_array_equal(seen.present['video'], has_video)
+    np.testing.assert_array_equal(seen.media['video'], given.media['video'])
+    assert given.present['audio'].all() and given.media['audio'].all()
+    with pytest.raises(ValueError, match=r"'image' cannot be left out of clips that hold \['audio', 'video'\]"):
+        augment.without(given, 'image')
+
+
 # -- Within preprocessing --
 
 CHANGING = {

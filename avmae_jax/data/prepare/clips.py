@@ -190,6 +190,7 @@ def make_clip(row: ClipRow, settings: Settings, split: str = '', measure: bool =
             if row.trimmed and row.start > 0:
                 row = resolve_trimmed(row, decode.probe_seconds(row.path))
             clip = make(row, settings, sums, note)
+            record = schema.write_clip(clip)
         except MediaError as error:
             note(error.problem, 'skipped')
         except MemoryError:
@@ -202,7 +203,7 @@ def make_clip(row: ClipRow, settings: Settings, split: str = '', measure: bool =
             sums.add_waveform(clip.waveform)
     except _Skip:
         return ClipResult(None, failures, Sums(), {})
-    return ClipResult(schema.write_clip(clip), failures, sums if measure else Sums(), clip.has)
+    return ClipResult(record, failures, sums if measure else Sums(), clip.has)
 
 
 def resolve_trimmed(row: ClipRow, seconds: float | None) -> ClipRow:

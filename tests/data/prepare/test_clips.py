@@ -264,6 +264,14 @@ def test_an_exception_of_a_library_is_a_failure_of_that_file(whole, monkeypatch)
     assert make(whole) == (None, {'error': 'skipped'})
 
 
+def test_a_clip_whose_record_needs_too_much_memory_is_a_failure_of_that_file(whole, monkeypatch):
+    def write(clip):
+        raise MemoryError
+
+    monkeypatch.setattr(clips.schema, 'write_clip', write)
+    assert make(whole) == (None, {'memory': 'skipped'})
+
+
 @pytest.mark.parametrize(
     'setting, value',
     [
