@@ -4,6 +4,7 @@
     python -m avmae_jax.evaluate --checkpoint=RUN/checkpoints/1000 --split=test --what=knn,probe
     python -m avmae_jax.evaluate --workdir=RUN --random_init          the same, before the first step
     python -m avmae_jax.evaluate --config=configs/finetune/vggsound.py --checkpoint=RUN/checkpoints/1000
+    python -m avmae_jax.evaluate --checkpoint=RUN --files a.mp4 b.wav           a finetuned model's guesses for files
 
 `--what` names any of
 
@@ -29,8 +30,8 @@ What needs fitting is fitted on `--train_split` and never sees `--split`. Prints
 Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I where no cluster is recognised; the first one prints and writes.
 
-Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 65 the data cannot be read;
-130 interrupted.
+Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 65 the data cannot be read, or some of
+`--files` cannot (the others are told all the same); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ from etils import epath
 
 from avmae_jax import __version__, experiment, settings
 from avmae_jax.checkpoints.manager import DIGESTS_FILE
+from avmae_jax.data import files
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.schema import DatasetInfo
 from avmae_jax.data.workers import LoaderError
 from avmae_jax.evaluation import (
     benchmarks,
@@ -62,6 +65,7 @@ from avmae_jax.evaluation import (
     painting,
     passes,
     pictures,
+    prediction,
     reconstruction,
     scores,
     sound,
@@ -91,6 +95,8 @@ _NUM_CLIPS = flags.DEFINE_integer(
 )
 _CONFIG = flags.DEFINE_string('config', None, 'Config file whose data, views and preprocessing are used.')
 _AVERAGED = flags.DEFINE_bool('averaged', True, 'The moving average of the parameters, where the run kept one.')
+_FILES = flags.DEFINE_multi_string('files', [], 'Media files to score, one or several: --files a.mp4 b.wav')
+_TOP = flags.DEFINE_integer('top', 5, 'Classes that are printed for each of --files.', lower_bound=1)
 _EPIC = flags.DEFINE_string('epic_annotations', None, 'EPIC-KITCHENS-100: folder of EPIC_100_tail_*.csv and so on.')
 _LAYERS = flags.DEFINE_list('layers', [], 'Also features after these layers, counted from 1, such as 2,4.')
 _NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips to draw and to make audible; 0 for none.')
@@ -103,12 +109,14 @@ class Subject(NamedTuple):
     """What is evaluated.
 
     Attributes:
+      info: the dataset it was trained on.
       config: of its training, with the overrides of the command line.
       name: of its results: 'step-0001000', 'random-init-seed-0'.
       about: where it comes from; goes into the results.
       params: numpy arrays, the same on every process.
     """
 
+    info: DatasetInfo
     config: dict[str, Any]
     name: str
     about: dict[str, Any]
@@ -166,6 +174,7 @@ def load_subject(
         params = jax.tree.map(np.asarray, jax.jit(init)(jax.random.split(jax.random.key(seed))[0]))
         name, about = f'random-init-seed-{seed}', {'random_init': True, 'seed': seed}
     return Subject(
+        info=restored.info,
         config=config,
         name=name,
         about=about,
@@ -211,9 +220,7 @@ class Evaluator:
         self.params = jax.tree.map(hosts.global_array, subject.params, shardings)
         self.splits = {'train': train_split, 'test': split}
         self.source = experiment.open_sources(subject.config, split)
-        if num_clips is None:
-            num_clips = subject.config['evaluation'].get('num_clips', 1)  # Runs of before this setting have none.
-        self.num_clips = num_clips
+        self.num_clips = num_clips = _num_clips(subject.config, num_clips)
         self.num_crops = experiment.build_view(subject.config).eval_crops
         # A batch holds whole records on every host, and as many rows on every device.
         unit = int(np.lcm(self.mesh.size, jax.process_count() * num_clips * self.num_crops))
@@ -365,6 +372,54 @@ def describe(results: Mapping[str, Any]) -> str:
     return '\n\n'.join(TABLES[kind](rows) for kind, rows in results.items() if rows)
 
 
+# -- Files --
+
+
+def predict_files(subject: Subject, paths: Sequence[str], *, num_clips: int | None, top: int) -> bool:
+    """Prints the likeliest classes of media files; False where some could not be scored, which is printed too."""
+    if not isinstance(subject.objective, Classification):
+        raise ValueError('--files needs a finetuned model, and the checkpoint is of a pretrained one.')
+    heads = subject.objective.heads
+    with files.open_files(paths, subject.info, modalities=list(subject.model.tokenizers)) as source:
+        if len(source):
+            table = score_files(subject, Mixture([source]), num_clips)
+            names = {head: subject.info.labels[head].names for head in heads}
+            told = [source.paths[int(record)] for record in table['record']]
+            guesses = prediction.predict(heads, table[classes.EVERYTHING], names, top)
+            if jax.process_index() == 0:
+                print(prediction.prediction_table(told, guesses))
+        for failure in source.failures:
+            print(f'evaluate: {files.describe(failure)}', file=sys.stderr, flush=True)
+        return not any(failure.outcome == 'skipped' for failure in source.failures)
+
+
+def score_files(subject: Subject, source: Mixture, num_clips: int | None) -> dict[str, Any]:
+    """The logits of clips that are open already."""
+    mesh = mesh_lib.make_mesh()
+    shardings = rules.state_shardings(subject.params, mesh, subject.config['parallel']['rules'])
+    num_clips = _num_clips(subject.config, num_clips)
+    unit = int(np.lcm(mesh.size, jax.process_count() * num_clips * experiment.build_view(subject.config).eval_crops))
+    rows = min(len(source) * num_clips, subject.config['batch_size'])
+    config = settings.override(subject.config, {'data.num_workers': 0})
+    with experiment.build_eval_stream(
+        config, source, batch_size=-(-rows // unit) * unit, num_clips=num_clips
+    ) as stream:
+        return passes.run_pass(
+            classes.make_logit_step(subject.model, subject.preprocess),
+            jax.tree.map(hosts.global_array, subject.params, shardings),
+            stream,
+            sharding=rules.batch_sharding(mesh),
+            num_records=len(source),
+            num_batches=len(stream),
+            what='files',
+        )
+
+
+def _num_clips(config: settings.Config, asked: int | None) -> int:
+    # Runs of before this setting have none.
+    return config['evaluation'].get('num_clips', 1) if asked is None else asked
+
+
 # -- The command --
 
 
@@ -386,7 +441,11 @@ def write_results(path: epath.Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + '\n')
 
 
-def run(overrides: Mapping[str, Any]) -> None:
+class FilesError(Exception):
+    """Some of `--files` could not be scored."""
+
+
+def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     checkpoint = _CHECKPOINT.value or _WORKDIR.value
     if not checkpoint:
         raise ValueError('--workdir or --checkpoint is needed: python -m avmae_jax.evaluate --workdir=RUN')
@@ -406,6 +465,10 @@ def run(overrides: Mapping[str, Any]) -> None:
         config=config,
         averaged=_AVERAGED.value,
     )
+    if paths:
+        if not predict_files(subject, paths, num_clips=_NUM_CLIPS.value, top=_TOP.value):
+            raise FilesError(f'some of the {len(paths)} files could not be scored, see above.')
+        return
     what = choose_what(subject, _WHAT.value)
     evaluator = Evaluator(
         subject,
@@ -500,10 +563,10 @@ def compare_data(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]
 
 def main(argv: list[str], overrides: Mapping[str, Any]) -> None:
     try:
-        if len(argv) > 1:
+        if len(argv) > 1 and not _FILES.value:
             raise ValueError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
-        run(overrides)
-    except (TooManyDamagedError, LoaderError) as error:
+        run(overrides, [*_FILES.value, *argv[1:]] if _FILES.value else [])
+    except (TooManyDamagedError, LoaderError, FilesError) as error:
         fail(EXIT_DATA, error)
     except (ValueError, OSError) as error:
         logging.debug('The setting was found wrong here:', exc_info=True)

@@ -293,11 +293,17 @@ def build_train_stream(config: Config, source: Mixture, start_step: int = 0, num
 
 
 def build_eval_stream(
-    config: Config, split: str, *, batch_size: int | None = None, num_clips: int = 1, path: str | None = None
+    config: Config,
+    split: str | Mixture,
+    *,
+    batch_size: int | None = None,
+    num_clips: int = 1,
+    path: str | None = None,
 ) -> Any:
     """Every record of a split once, the last batch filled with rows of weight 0; a context manager.
 
     Args:
+      split: its name, or clips that are open already.
       batch_size: rows over all hosts; None for that of training.
       num_clips: moments taken of each record.
       path: of another dataset than the one that was trained on.
@@ -306,7 +312,7 @@ def build_eval_stream(
     if path is not None:
         config = {**config, 'data': {**section, 'path': path, 'weights': []}}
     return batches.eval_stream(
-        open_sources(config, split),
+        open_sources(config, split) if isinstance(split, str) else split,
         build_view(config),
         batch_size=batch_size or config['batch_size'],
         num_clips=num_clips,

@@ -84,9 +84,9 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
     parts = experiment.build(config, source)
     length = parts.length
     logging.info(
-        '%d clips, %d steps of %d, %.1f epochs, on %d x %s.',
+        '%d clips, %d steps of %d, %.1f epochs, %.4g GFLOP a clip, on %d x %s.',
         len(source), length.num_steps, config['batch_size'], length.num_steps / length.steps_per_epoch,
-        mesh.size, jax.devices()[0].device_kind,
+        experiment.step_flops(config, parts) / config['batch_size'] / 1e9, mesh.size, jax.devices()[0].device_kind,
     )  # fmt: skip
     init = experiment.make_init(parts)
     shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, config['parallel']['rules'])

@@ -40,7 +40,7 @@ class FilesSource:
     """
 
     split = SPLIT
-    spectrogram_shape = None
+    spectrogram_shape: tuple[int, int] | None = None
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -29,14 +30,18 @@ def ways_of(modalities: Sequence[Modality]) -> list[str]:
 
 
 def make_logit_step(model: Any, preprocess: Any, ways: Sequence[str] = (EVERYTHING,)) -> RowStep:
-    """(params, batch) -> way -> head -> [b classes], the mean over the parts that a row has; and the labels."""
+    """(params, batch) -> way -> head -> [b classes], the mean over the parts that a row has; and the labels.
+
+    'scored' is way -> bool [b]: whether a row has anything to be scored by.
+    """
 
     def step(params: Any, batch: Batch) -> dict[str, Any]:
-        results: dict[str, Any] = {'labels': batch.labels}
+        results: dict[str, Any] = {'labels': batch.labels, 'scored': {}}
         for way in ways:
             modality, _, how = way.partition(' ')
             rows = augment.without(batch, modality) if how == 'missing' else batch
             inputs = {m: x for m, x in preprocess(rows, train=False).items() if how != 'alone' or m == modality}
+            results['scored'][way] = jnp.any(jnp.stack([jnp.asarray(rows.present[m]) for m in inputs]), axis=0)
             results[way] = model.apply({'params': params}, inputs, present=rows.present).averaged
         return results
 
@@ -46,10 +51,16 @@ def make_logit_step(model: Any, preprocess: Any, ways: Sequence[str] = (EVERYTHI
 def heads_of(table: Mapping[str, Any], way: str, names: Mapping[str, Sequence[str]]) -> dict[str, benchmarks.Head]:
     """What `benchmarks.score` takes, of what a pass collected.
 
+    A clip that lacks all that a way looks at is scored by 'everything', by luck, and by no other way.
+
     Args:
       names: head -> names of its classes.
     """
-    return {head: benchmarks.Head(logits, table['labels'][head], names[head]) for head, logits in table[way].items()}
+    counted = np.ones_like(table['scored'][way]) if way == EVERYTHING else table['scored'][way]
+    return {
+        head: benchmarks.Head(logits, table['labels'][head] * counted[:, None], names[head])
+        for head, logits in table[way].items()
+    }
 
 
 def benchmark_kind(heads: Mapping[str, str]) -> str:

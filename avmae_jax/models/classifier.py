@@ -74,21 +74,6 @@ def average_present(
     return jnp.sum(jnp.where(there, jnp.stack(list(parts.values())), 0), axis=0) / jnp.sum(there, axis=0)
 
 
-def average_present(
-    parts: Mapping[str, Float[Array, 'b c']], present: Mapping[Modality, Bool[Array, 'b']]
-) -> Float[Array, 'b c']:
-    """The mean over the parts that a row has; over all of them where it has none, since it must get something.
-
-    A part that `present` does not tell of, as the joint one, counts always.
-    """
-    batch_size = len(next(iter(parts.values())))
-    everywhere = jnp.ones(batch_size, bool)
-    there = jnp.stack([jnp.asarray(present.get(part, everywhere)) for part in parts])[:, :, None]
-    there = there | ~jnp.any(there, axis=0, keepdims=True)
-    # What a model makes of nothing may be anything, and 0 * inf is no zero.
-    return jnp.sum(jnp.where(there, jnp.stack(list(parts.values())), 0), axis=0) / jnp.sum(there, axis=0)
-
-
 class Classifier(Trunk):
     """Class scores of a clip. Tokenizers and encoder are those of the autoencoder, name by name.
 
