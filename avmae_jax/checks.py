@@ -73,9 +73,10 @@ def check(config: Config, source: Mixture) -> None:
         )
     choose(rules.RULES, 'parallel.rules', config['parallel']['rules'])
     known = 'legacy' not in config['data']  # Of SequenceExamples only the files are known, by their names.
-    if known and config['evaluation']['every_steps'] and config['evaluation']['split'] not in info.splits:
+    split = config['evaluation']['split']
+    if known and config['evaluation']['every_steps'] and not set(sources.split_parts(split)) <= set(info.splits):
         raise ValueError(
-            f'config.evaluation.split={config["evaluation"]["split"]!r} is no split of {info.name} '
+            f'config.evaluation.split={split!r} is no split of {info.name} '
             f'(it has {_names(info.splits)}); config.evaluation.every_steps=0 trains without.'
         )
 

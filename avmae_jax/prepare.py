@@ -38,7 +38,6 @@ _LABEL_NAMES = flags.DEFINE_multi_string(
     'label_names', [], 'File of class names, as PATH or HEAD=PATH; what is published beside a list is found by itself.'
 )
 _EVAL_FRACTION = flags.DEFINE_float('eval_fraction', 0.0, 'Share of the clips without a split that becomes "test".')
-_TEST_FOLD = flags.DEFINE_integer('test_fold', 5, 'ESC-50: the fold that becomes the split "test".')
 _CODEC = flags.DEFINE_enum(
     'codec', 'jpeg', CODECS, 'jpeg for local disks, h264 (a quarter the size) for object stores.'
 )
@@ -144,6 +143,9 @@ def training_command(info: DatasetInfo, output: str) -> str:
         config = f'configs/tiny.py:modalities={info.modalities[0]}'
     else:
         config = 'configs/tiny.py'
+    splits = list(info.splits)
+    if 'train' not in splits and len(splits) > 1:  # Folds, say.
+        config += f' --config.data.split={"+".join(splits[:-1])} --config.evaluation.split={splits[-1]}'
     return f'python -m avmae_jax.train --config={config} --config.data.path={output} --workdir=runs/{info.name}'
 
 
@@ -176,7 +178,6 @@ def _prepare() -> None:
         media_dir=_MEDIA_DIR.value,
         label_names=_label_names(_LABEL_NAMES.value),
         eval_fraction=_EVAL_FRACTION.value,
-        test_fold=_TEST_FOLD.value,
         seed=_SEED.value,
     )
     settings = clips.Settings(

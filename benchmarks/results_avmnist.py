@@ -12,12 +12,7 @@ results.json; runs lie in RESULTS/ROW-seed-SEED.
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import os
-import queue
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+
+from avmae_jax import jobs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/avmnist.py'
@@ -57,31 +54,6 @@ def commands(row: str, seed: int, data: str, folder: Path, num_epochs: float | N
         train.append(f'--config.num_epochs={num_epochs}')
     evaluate = [*python, 'avmae_jax.evaluate', f'--workdir={folder}']
     return {'train': train, TRAINED: evaluate, FRESH: [*evaluate, '--random_init', '--num_pictures=0']}
-
-
-def run(row: str, seed: int, data: str, folder: Path, num_epochs: float | None, cores: set[int]) -> None:
-    """Everything of one row and seed that is not done yet, on these cores."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, command in commands(row, seed, data, folder, num_epochs).items():
-        if (folder / 'done' / name).exists():
-            continue
-        print(f'[{row}, seed {seed}: {name}] {shlex.join(command)}', flush=True)
-        with open(folder / 'log.txt', 'a') as log:
-            subprocess.run(
-                command, check=True, cwd=REPOSITORY, stdout=log, stderr=log,
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
-            )  # fmt: skip
-        (folder / 'done').mkdir(exist_ok=True)
-        (folder / 'done' / name).touch()
-
-
-def deal_cores(num_jobs: int) -> queue.Queue[set[int]]:
-    """The cores this process may use, in `num_jobs` shares."""
-    cores = sorted(os.sched_getaffinity(0))
-    shares: queue.Queue[set[int]] = queue.Queue()
-    for job in range(num_jobs):
-        shares.put(set(cores[job::num_jobs]) or {cores[job % len(cores)]})
-    return shares
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -156,21 +128,12 @@ def main(argv: list[str]) -> None:
     output, data = Path(_OUTPUT.value).absolute(), str(Path(_DATA.value).absolute())
     runs = {(row, seed): output / f'{row}-seed-{seed}' for seed in map(int, _SEEDS.value) for row in _ROWS.value}
     if not _TABLE_ONLY.value:
-        shares = deal_cores(_JOBS.value)
-
-        def one(key: tuple[str, int]) -> None:
-            share = shares.get()
-            try:
-                run(*key, data, runs[key], _NUM_EPOCHS.value, share)
-            finally:
-                shares.put(share)
-            write_tables(runs, output)  # After each run, so that there is something to look at while others go on.
-
-        with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
-            for done in concurrent.futures.as_completed([pool.submit(one, key) for key in runs]):
-                if done.exception():
-                    pool.shutdown(cancel_futures=True)
-                done.result()
+        chains = [
+            jobs.Job(f'{row}, seed {seed}', folder, commands(row, seed, data, folder, _NUM_EPOCHS.value))
+            for (row, seed), folder in runs.items()
+        ]
+        # Tables after each run, so that there is something to look at while others go on.
+        jobs.run_jobs(chains, _JOBS.value, cwd=REPOSITORY, finished=lambda _: write_tables(runs, output))
     write_tables(runs, output)
     print(f'\n{(output / "results.md").read_text()}\nWritten to {output / "results.md"} and results.json')
 

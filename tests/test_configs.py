@@ -270,6 +270,12 @@ def test_a_wrong_setting_is_named_with_its_remedy(setting, monkeypatch):
     assert str(value) in str(caught.value)
 
 
+def test_the_split_to_evaluate_on_may_be_several_joined_by_plus():
+    build('tiny', **{'evaluation.split': 'test+validation'})
+    with pytest.raises(ValueError, match=r"evaluation.split='test\+valid' is no split of no_clips"):
+        build('tiny', **{'evaluation.split': 'test+valid'})
+
+
 def test_a_dataset_without_the_wanted_modality_is_refused():
     config, _ = build('tiny')
     with pytest.raises(ValueError, match='has no audio, video'):

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
-VERBS = {'train', 'evaluate', 'prepare', 'inspect', 'make_clips', 'demo'}
+VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo'}
 # Neighbours of a layer are strangers to each other.
 LAYERS = (
     {'structs', 'progress', 'settings'},
-    {'ops'},
+    {'ops', 'jobs'},
     {'models', 'objectives', 'data', 'parallel'},
     {'checkpoints', 'weights'},
     {'training', 'evaluation'},

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 import signal
 import struct
@@ -176,6 +177,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(repository, tiny_clip
 def test_names_suit_tensorflow_datasets(path, wanted):
     name = prepare.default_name(path)
     assert name.isidentifier() and name == name.lower() and (wanted is None or name == wanted)
+
+
+def test_the_command_to_go_on_with_names_splits_that_there_are(tiny_dataset):
+    info = schema.read_info(tiny_dataset)
+    assert 'split' not in prepare.training_command(info, 'DIR')
+    folds = dataclasses.replace(info, splits=dict.fromkeys(('fold1', 'fold2', 'fold3'), ()))
+    command = prepare.training_command(folds, 'DIR')
+    assert '--config.data.split=fold1+fold2 --config.evaluation.split=fold3 ' in command
 
 
 def test_flags_may_be_written_with_dashes():

@@ -60,9 +60,9 @@ DATASETS = MappingProxyType(
             title='ESC-50',
             num_classes={'label': 50},
             multi_label=False,
-            num_clips={'train': 1_600, 'test': 400},
+            num_clips={f'fold{i}': 400 for i in range(1, 6)},
             clip_seconds=5.0,
-            source='Piczak, ACM Multimedia 2015; five folds of 400 clips, one of them the test',
+            source='Piczak, ACM Multimedia 2015; five folds of 400 clips, each the test of one training run',
         ),
     }
 )

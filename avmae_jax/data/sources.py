@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import os
 import resource
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -137,7 +137,8 @@ def open_source(
     Args:
       path: a folder that `prepare` wrote; a folder, file or glob of SequenceExample TFRecords (with `legacy`);
         or 'tfds:NAME', 'tfds:NAME/CONFIG', for what tensorflow_datasets prepared under `data_dir`.
-      split: of a legacy folder, what the names of its files must contain; '' takes all.
+      split: one, or several joined by '+' ('fold2+fold3'), whose records follow one another. Of a legacy folder: what
+        the names of its files must contain; '' takes all.
       verify: 'size' compares counts, sizes and index digests; 'framing' also every record's stored checksums
         (16 bytes read a record); 'full' every byte. None: 'framing' on disks and 'size' on object stores.
       legacy: how to read SequenceExamples.
@@ -160,14 +161,28 @@ def open_source(
             f'SequenceExample TFRecords, whose settings go into `legacy`.'
         )
     info = schema.read_info(name)
-    if split not in info.splits:
-        raise ValueError(f'{name} has no split {split!r}; it has {sorted(info.splits)}.')
+    check_splits(name, split, info.splits)
     return open_prepared(name, info, split, verify)
 
 
+def split_parts(split: str) -> list[str]:
+    """'fold2+fold3' -> the splits that it joins."""
+    parts = split.split('+')
+    if len(set(parts)) < len(parts):
+        raise ValueError(f'{split!r} names a split twice.')
+    return parts
+
+
+def check_splits(dataset: str, split: str, there: Collection[str]) -> None:
+    """Refuses a split, one or several joined by '+', that a dataset does not have."""
+    for part in split_parts(split):
+        if part not in there:
+            raise ValueError(f'{dataset} has no split {part!r}; it has {sorted(there)}.')
+
+
 def open_prepared(path: epath.PathLike, info: DatasetInfo, split: str, verify: str) -> ShardedSource:
-    """The shards of one split, each checked against what `dataset.json` says of it; lists all that is wrong."""
-    shards = info.splits[split]
+    """The shards of a split, each checked against what `dataset.json` says of it; lists all that is wrong."""
+    shards = [shard for part in split_parts(split) for shard in info.splits[part]]
     allow_open_files(len(shards))
     check = functools.partial(_open_shard, epath.Path(path), verify=verify)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -296,17 +311,23 @@ def _open_legacy(pattern: str, split: str, legacy: Legacy) -> ShardedSource:
 
 def _legacy_files(pattern: str, split: str) -> list[epath.Path]:
     path = epath.Path(pattern)
+    found: Iterable[epath.Path]
     if path.is_dir():
-        found: Iterable[epath.Path] = path.glob('*tfrecord*')
-        found = [file for file in found if split in file.name]
+        found = path.glob('*tfrecord*')
     elif path.exists():
         found = [path]
     else:
         found = epath.Path(os.path.dirname(pattern)).glob(os.path.basename(pattern))
     files = sorted(file for file in found if not file.name.endswith('.index'))
-    if not files:
-        raise ValueError(f'{pattern} holds no TFRecord files whose names contain {split!r}.')
-    return files
+    chosen: list[epath.Path] = []
+    for part in split_parts(split) if path.is_dir() else ['']:
+        of_part = [file for file in files if part in file.name]
+        if not of_part:
+            raise ValueError(
+                f'{pattern} holds no TFRecord files' + (f' whose names contain {part!r}.' if part else '.')
+            )
+        chosen += of_part
+    return list(dict.fromkeys(chosen))
 
 
 def any_index(path: epath.Path) -> np.ndarray:

@@ -17,27 +17,26 @@ from etils import epath
 
 from avmae_jax.data import schema, tfrecord
 from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings, ShardInfo
-from avmae_jax.data.sources import RecordFile, ShardedSource, any_index
+from avmae_jax.data.sources import RecordFile, ShardedSource, any_index, check_splits, split_parts
 from avmae_jax.structs import Clip
 
 _ID_FEATURES = ('id', 'tfds_id', 'file_name', 'filename', 'image/filename')
 
 
 def open_tfds(name: str, split: str, data_dir: epath.PathLike | None) -> ShardedSource:
-    """The images of one split of 'NAME', 'NAME/CONFIG' or 'NAME/CONFIG:VERSION', as tfds prepared them."""
+    """The images of a split (or several, as 'train+test') of 'NAME', 'NAME/CONFIG' or 'NAME/CONFIG:VERSION'."""
     builder = _find_builder(name, data_dir)
-    if split not in builder.info.splits:
-        raise ValueError(f'tfds:{name} has no split {split!r}; it has {sorted(builder.info.splits)}.')
+    check_splits(f'tfds:{name}', split, builder.info.splits)
     image, labels = _find_features(name, builder.info.features)
-    found = builder.info.splits[split]
     file_format = builder.info.file_format.value
     if file_format not in _FILES:
         raise ValueError(
             f'tfds:{name} is stored as {file_format}; {sorted(_FILES)} can be read: prepare it again with '
             f'`tfds build --file_format=array_record`.'
         )
-    files: list[RecordFile] = [_FILES[file_format](path) for path in found.filepaths]
-    for file, length in zip(files, found.shard_lengths, strict=True):
+    found = [builder.info.splits[part] for part in split_parts(split)]
+    files: list[RecordFile] = [_FILES[file_format](path) for part in found for path in part.filepaths]
+    for file, length in zip(files, [length for part in found for length in part.shard_lengths], strict=True):
         if len(file) != length:
             raise ValueError(
                 f'{file.path} should hold {length} records and holds {len(file)}: prepare tfds:{name} anew.'
@@ -49,10 +48,11 @@ def open_tfds(name: str, split: str, data_dir: epath.PathLike | None) -> Sharded
             codec='jpeg', fps=0.0, short_side=0, jpeg_quality=0, sample_rate=0, clip_seconds=None, gop=0
         ),
         splits={
-            split: tuple(
-                ShardInfo(os.path.basename(file.path), len(file), epath.Path(file.path).stat().length, '', '', '')
-                for file in files
+            part: tuple(
+                ShardInfo(os.path.basename(path), length, epath.Path(path).stat().length, '', '', '')
+                for path, length in zip(there.filepaths, there.shard_lengths, strict=True)
             )
+            for part, there in builder.info.splits.items()
         },
         labels=labels,
         statistics={},

@@ -114,8 +114,7 @@ def modality_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def fold_table(results: Mapping[str, Any]) -> str:
     """One line a head and metric of what `benchmarks.combine_folds` gave."""
     folds = list(results['scores'][0]['folds'])
-    names = [f'fold {fold}' for fold in folds]
-    rows = [['labels', 'metric', 'mean', '+-', 'pooled', 'chance', *names, 'clips']]
+    rows = [['labels', 'metric', 'mean', '+-', 'pooled', 'chance', *folds, 'clips']]
     for score in results['scores']:
         values = [score[key] for key in ('mean', 'standard_deviation', 'pooled', 'chance')]
         values += [score['folds'][fold] for fold in folds]

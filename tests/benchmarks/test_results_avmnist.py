@@ -1,5 +1,4 @@
 import json
-import os
 import runpy
 from types import SimpleNamespace
 
@@ -78,11 +77,3 @@ def test_what_is_finished_is_read_back(benchmark, tmp_path):
         'pretrained': 0.2,
         'random init': 0.3,
     }
-
-
-def test_jobs_share_the_cores_they_may_use(benchmark, monkeypatch):
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {1, 3, 5})
-    shares = benchmark.deal_cores(2)
-    assert [shares.get(), shares.get()] == [{1, 5}, {3}]
-    shares = benchmark.deal_cores(4)
-    assert [shares.get() for _ in range(4)] == [{1}, {3}, {5}, {1}]

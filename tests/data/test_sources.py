@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import shutil
@@ -96,6 +97,33 @@ def test_wrong_arguments_are_answered_with_the_right_ones(toy_folder, arguments,
         sources.open_source(toy_folder, **arguments)
 
 
+@pytest.fixture
+def folds(toys, tmp_path):
+    """Seven clips in the splits fold1 (2), fold2 (2) and fold3 (3)."""
+    folder = toys.write_dataset(tmp_path / 'folds', [toys.make_clip(i) for i in range(7)], num_shards=3)
+    info = schema.read_info(folder)
+    splits = {f'fold{k + 1}': (shard,) for k, shard in enumerate(info.splits['train'])}
+    (folder / schema.INFO_FILE).write_text(dataclasses.replace(info, splits=splits).to_json())
+    return folder
+
+
+def test_splits_joined_by_plus_follow_one_another(folds):
+    parts = [sources.open_source(folds, split) for split in ('fold3', 'fold1')]
+    source = pickle.loads(pickle.dumps(sources.open_source(folds, 'fold3+fold1')))
+    ids = [part[i].id for part in parts for i in range(len(part))]
+    assert [source[i].id for i in range(len(source))] == ids and len(ids) == 5
+    assert source.split == 'fold3+fold1' and source.info == parts[0].info == schema.read_info(folds)
+    assert sources.read_labels(source) == sources.read_labels(parts[0]) + sources.read_labels(parts[1])
+    assert source.where(3) == parts[1].where(0)
+
+
+def test_a_part_that_is_no_split_or_comes_twice_is_refused(folds):
+    with pytest.raises(ValueError, match=r"no split 'fold4'; it has \['fold1', 'fold2', 'fold3'\]"):
+        sources.open_source(folds, 'fold1+fold4')
+    with pytest.raises(ValueError, match=r"'fold1\+fold1' names a split twice"):
+        sources.open_source(folds, 'fold1+fold1')
+
+
 def test_a_path_that_is_no_dataset_is_explained(tmp_path):
     with pytest.raises(ValueError, match='prepare'):
         sources.open_source(tmp_path / 'nowhere')
@@ -121,8 +149,11 @@ def test_legacy_files_are_chosen_by_folder_split_and_glob(legacy_folder):
     assert len(sources.open_source(legacy_folder, 'test', legacy=LEGACY)) == 3
     assert len(sources.open_source(legacy_folder, '', legacy=LEGACY)) == 9
     assert len(sources.open_source(legacy_folder / 'train-*', legacy=LEGACY)) == 6
-    with pytest.raises(ValueError, match='no TFRecord files'):
-        sources.open_source(legacy_folder, 'valid', legacy=LEGACY)
+    assert len(sources.open_source(legacy_folder, 'test+train', legacy=LEGACY)) == 9
+    assert len(sources.open_source(legacy_folder, 'train+train-1', legacy=LEGACY)) == 6
+    for split in ('valid', 'train+valid'):
+        with pytest.raises(ValueError, match="no TFRecord files whose names contain 'valid'"):
+            sources.open_source(legacy_folder, split, legacy=LEGACY)
 
 
 def test_a_legacy_index_is_made_once_and_left_beside_its_file(legacy_folder):
@@ -142,7 +173,7 @@ def test_a_log_mel_of_another_shape_is_refused(legacy_folder):
 
 
 def write_tfds(root, file_format):
-    """An image dataset as tfds prepares it: half JPEG, half PNG."""
+    """An image dataset as tfds prepares it: half JPEG, half PNG; both splits are of the same file."""
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
 
@@ -164,18 +195,22 @@ def write_tfds(root, file_format):
         writer.close()
     template = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
     features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
-    split = tfds.core.SplitInfo(
-        name='train',
-        shard_lengths=[6],
-        num_bytes=path.stat().st_size,
-        filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=name, split='train', filetype_suffix=file_format, template=template
-        ),
-    )
+    shutil.copy(path, folder / path.name.replace('-train.', '-validation.'))
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[6],
+            num_bytes=path.stat().st_size,
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=name, split=split, filetype_suffix=file_format, template=template
+            ),
+        )
+        for split in ('train', 'validation')
+    ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=tfds.features.FeaturesDict(features),
-        split_infos=[split],
+        split_infos=splits,
         filename_template=template,
         check_data=False,
     )
@@ -189,8 +224,13 @@ def test_image_datasets_of_tfds_open_by_name(tmp_path, file_format):
     assert source.info.modalities == ('image',) and source.info.labels['label'].names == ('a', 'b', 'c')
     assert [source[i].labels['label'] for i in range(6)] == [[0], [1], [2], [0], [1], [2]]
     assert len({source[i].id for i in range(6)}) == 6
-    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'validation'\]"):
         sources.open_source(f'tfds:{name}', 'test', data_dir=tmp_path)
+    both = sources.open_source(f'tfds:{name}', 'validation+train', data_dir=tmp_path)
+    assert len(both) == 12 and both.where(0).split('-')[1] == source.where(0).split('-')[1].replace(
+        'train', 'validation'
+    )
+    assert both.info == source.info  # What the dataset is does not hang on the split that is opened.
 
 
 def test_a_dataset_that_tfds_never_prepared_is_named(tmp_path):

@@ -59,7 +59,6 @@ class Source(NamedTuple):
 
     path: str
     media_dir: str
-    test_fold: int
 
 
 def extension(path: str) -> str:
@@ -312,7 +311,7 @@ def read_epic(source: Source) -> Iterator[Entry]:
 
 
 def read_esc(source: Source) -> Iterator[Entry]:
-    """ESC-50 (and ESC-10): filename, fold, target, category; fold `test_fold` becomes the split 'test'."""
+    """ESC-50 (and ESC-10): filename, fold, target, category; the splits are the folds, 'fold1' to 'fold5'."""
     folder = source.media_dir or os.path.dirname(source.path)
     media = MediaFolder(folder or '.')
     rows = _rows(source.path)
@@ -321,7 +320,9 @@ def read_esc(source: Source) -> Iterator[Entry]:
     for where, cells in rows:
         if len(cells) != len(header):
             raise ValueError(f'{where}: {len(cells)} columns, and the header has {len(header)}.')
-        stem = os.path.splitext(cells[column['filename']])[0]
+        stem, fold = os.path.splitext(cells[column['filename']])[0], cells[column['fold']].strip()
+        if not fold.isdecimal():
+            raise ValueError(f'{where}: fold must be a number; got {fold!r}.')
         yield Entry(
             id=stem,
             path=media.find([stem])[0],
@@ -330,7 +331,7 @@ def read_esc(source: Source) -> Iterator[Entry]:
             end=None,
             trimmed=False,
             labels={'label': [cells[column['category']].strip()]},
-            split='test' if cells[column['fold']].strip() == str(source.test_fold) else 'train',
+            split=f'fold{int(fold)}',
             where=where,
         )
 

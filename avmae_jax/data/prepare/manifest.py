@@ -53,7 +53,6 @@ def read_manifest(
     media_dir: str = '',
     label_names: Mapping[str, str] | None = None,
     eval_fraction: float = 0.0,
-    test_fold: int = 5,
     seed: int = 0,
 ) -> Manifest:
     """Reads all lists.
@@ -82,7 +81,7 @@ def read_manifest(
                 name_files[head] = beside
         if chosen in catalogue.BY_FORMAT:
             defaults.update(dict.fromkeys(entry_format.labels, catalogue.BY_FORMAT[chosen]))
-        read = entry_format.read(lists.Source(path, media_dir, test_fold))
+        read = entry_format.read(lists.Source(path, media_dir))
         entries += (entry._replace(split=split or entry.split) for entry in read)
     if not entries:
         raise ValueError(f'{", ".join(inputs)} names no clip.')

@@ -289,9 +289,16 @@ def test_epic_kitchens_has_two_heads_and_spans(labels, tmp_path):
 
 
 def test_esc_has_its_folds(shared_data):
-    found = manifest.read_manifest([str(shared_data / 'esc10/esc10.csv')], test_fold=2)
-    assert len(found.splits['train']) == 320 and len(found.splits['test']) == 80
+    found = manifest.read_manifest([str(shared_data / 'esc10/esc10.csv')])
+    assert {split: len(rows) for split, rows in found.splits.items()} == {f'fold{i}': 80 for i in range(1, 6)}
+    assert all(row.id.startswith(f'{split[-1]}-') for split, rows in found.splits.items() for row in rows)
     assert len(found.labels['label'].names) == 10 and not found.missing
+
+
+def test_a_fold_is_a_number(tmp_path):
+    (tmp_path / 'esc50.csv').write_text('filename,fold,target,category\n1-0-A-0.wav,one,0,dog\n')
+    with pytest.raises(ValueError, match=r"esc50\.csv:2: fold must be a number; got 'one'"):
+        manifest.read_manifest([str(tmp_path / 'esc50.csv')])
 
 
 @pytest.mark.parametrize('name, counts', [('avmnist', (2700, 300)), ('scenes', (72, 21))])
