@@ -10,8 +10,8 @@ Two tables, each over several seeds:
   fusion   with all labels, both modalities, from scratch and from what `separate` pretrained: bottlenecks, no exchange
            (late), concatenation from the layer of the bottlenecks on, and one sequence from the first layer on (early)
 
-Each run is one of `avmae_jax.train` on configs/finetune/avmnist.py and one of `avmae_jax.evaluate`; runs go on where they
-were interrupted, and what is finished is not done again. Writes FINETUNED/results.md and results.json; runs lie in
+Each run is one of `avmae_jax.train` on configs/finetune/avmnist.py and one of `avmae_jax.evaluate`; runs go on where
+they were interrupted, and what is finished is not done again. Writes FINETUNED/results.md and results.json; runs lie in
 FINETUNED/NAME.
 """
 

@@ -20,7 +20,7 @@ def config(small_config):
 
 @pytest.fixture(scope='module')
 def source(config):
-    return experiment.open_sources(config)
+    return experiment.open_train_sources(config)
 
 
 @pytest.fixture(scope='module')
