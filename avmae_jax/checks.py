@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from avmae_jax import experiment, objectives
+from avmae_jax.checkpoints import transfer
 from avmae_jax.data import sources, views
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.models import tokenizers
@@ -63,8 +65,8 @@ def check(config: Config, source: Mixture) -> None:
             _check_masking(objective, model.tokenizers[modality], modality, shape)
     if isinstance(objective, objectives.Classification):
         _check_classification(objective, model, source)
-    if 'start' in config and config['start']['path']:
-        experiment.find_checkpoints(config['start']['path'])
+    if 'start' in config:
+        _check_start(config['start'])
     micro, views_per_clip = config['optimizer']['accumulate_steps'], config['data']['views_per_clip']
     if min(micro, views_per_clip) < 1 or config['batch_size'] % (micro * views_per_clip):
         raise ValueError(
@@ -135,6 +137,18 @@ def _check_kind(config: Config) -> None:
             if decoding
             else 'config.objective.terms asks for reconstructions, and config.model has no decoder.'
         )
+
+
+def _check_start(section: Config) -> None:
+    choose(transfer.INFLATIONS, 'start.inflation', section['inflation'])
+    if experiment.is_vit(section['path']):
+        if not epath.Path(section['path']).exists():
+            raise ValueError(f'config.start.path={section["path"]!r}: there is no such file.')
+    elif section['path']:
+        try:
+            experiment.find_checkpoints(section['path'])
+        except ValueError as error:
+            raise ValueError(f'config.start.path: {error}') from error
 
 
 def _check_classification(objective: objectives.Classification, model: experiment.Model, source: Mixture) -> None:

@@ -38,6 +38,7 @@ from avmae_jax.settings import Config, choose, construct
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
+from avmae_jax.weights import vit
 
 # -- Sections to objects --
 
@@ -387,9 +388,17 @@ def step_flops(config: Config, parts: Parts) -> float:
     """What a step takes over all devices, by the mathematics and not by how it is computed."""
     shapes = {modality: (1, *shape) for modality, shape in parts.shapes.items()}
     if isinstance(parts.objective, objectives.Classification):
-        return 0.0  # PENDING
+        return float(config['batch_size'] * flops.training_flops(parts.model, shapes))
     per_clip = flops.training_flops(parts.model, shapes, parts.objective.mask_ratio, parts.objective.terms)
     return float(config['batch_size'] * per_clip)
+
+
+class Start(NamedTuple):
+    """A model that training may begin with: its parameters, tokenizers and tokens along each axis."""
+
+    params: Any
+    tokenizers: Mapping[Modality, Any]
+    grids: Mapping[Modality, tuple[int, ...]]
 
 
 def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, transfer.Report]:
@@ -400,31 +409,52 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
     Returns: arrays on this host, and the report.
     """
     section = config['start']
-    other = restore_model(section['path'])
-    if section['heads']:
-        for head, labels in source.labels.items():
-            held = other.info.labels.get(head)
-            if head in config['objective']['heads'] and (held is None or held.digest != labels.digest):
-                raise ValueError(
-                    f'config.start.heads=True, and the classes of {head!r} in {section["path"]} are '
-                    f'{"none" if held is None else f"other {len(held.names)}"} than the {len(labels.names)} of the '
-                    'data: set it to False.'
-                )
+    other = _read_vit(section, parts) if is_vit(section['path']) else _read_run(config, source)
     key, _ = jax.random.split(jax.random.key(config['seed']))  # As training/state.py initialises.
     fresh = jax.tree.map(np.asarray, jax.jit(make_init_params(parts.model, parts.objective, parts.shapes))(key))
-    shapes = {modality: tuple(shape) for modality, shape in other.meta['input_shapes'].items()}
     return _or_setting(
         'start',
         functools.partial(
             transfer.transfer,
             grids=parts.model.grids(_blank(parts.shapes)),
-            source_grids=other.model.grids(_blank(shapes)),
+            source_grids=other.grids,
+            tokenizers=parts.model.tokenizers,
+            source_tokenizers=other.tokenizers,
             heads=section['heads'],
             divide_stem=section['divide_stem'],
+            inflation=section['inflation'],
         ),
         fresh,
         other.params,
     )
+
+
+def is_vit(path: str) -> bool:
+    """Whether a start is a file with the weights of an image ViT, and no run."""
+    return path.endswith('.npz')
+
+
+def _read_vit(section: Config, parts: Parts) -> Start:
+    if section['heads']:
+        raise ValueError(f'config.start.heads=True: the classes of {section["path"]} are of images; set it to False.')
+    made = _or_setting('start.path', vit.read, section['path'], parts.model.encoder.compute)
+    return Start(made.params, made.model.tokenizers, {'image': made.grid})
+
+
+def _read_run(config: Config, source: Mixture) -> Start:
+    section = config['start']
+    other = restore_model(section['path'])
+    if section['heads']:
+        for head in config['objective']['heads']:
+            held, wanted = other.info.labels.get(head), source.labels[head]
+            if held is None or held.digest != wanted.digest:
+                raise ValueError(
+                    f'config.start.heads=True, and the classes of {head!r} in {section["path"]} are '
+                    f'{"not there" if held is None else f"{len(held.names)} others"}, the data has '
+                    f'{len(wanted.names)}: set it to False.'
+                )
+    shapes = {modality: tuple(shape) for modality, shape in other.meta['input_shapes'].items()}
+    return Start(other.params, other.model.tokenizers, other.model.grids(_blank(shapes)))
 
 
 def _blank(shapes: Mapping[Modality, tuple[int, ...]]) -> dict[Modality, np.ndarray]:

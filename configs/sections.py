@@ -274,9 +274,11 @@ def probe(config, kind: str) -> None:
 def start() -> dict:
     """What training begins with: checkpoints/transfer.py. An empty path is training from scratch."""
     return dict(
-        path='',  # A run, or a checkpoint of one: an autoencoder with any encoder, or a classifier.
+        # A run, or a checkpoint of one: an autoencoder with any encoder, or a classifier; or a ViT of images, FILE.npz.
+        path='',
         heads=False,  # Take the heads too, from a classifier of the same classes.
         divide_stem=True,  # An audio stem that gets three channels is divided by three.
+        inflation='central',  # How a stem of images becomes one of video: 'central' frame, or 'average' over frames.
     )
 
 
