@@ -34,8 +34,8 @@ CONFIG = 'configs/finetune/avmnist.py'
 SCRATCH = 'scratch'
 STARTS = (SCRATCH, 'separate', 'shared', 'early', 'mid')
 MODALITIES = {'sound': 'audio', 'picture': 'video', 'both': 'video+audio'}
-# Share of the labels -> epochs: 504, 240 and 100 steps of 32 clips.
-EPOCHS = {1.0: 6.0, 0.1: 30.0, 0.01: 100.0}
+# Share of the labels -> epochs: 672, 240 and 100 steps of 32 clips.
+EPOCHS = {1.0: 8.0, 0.1: 30.0, 0.01: 100.0}
 FUSIONS = {
     'bottleneck': 'fusion=bottleneck',
     'late': 'fusion=late',
@@ -97,8 +97,8 @@ def commands(run: Run, data: str, pretrained: Path, folder: Path) -> dict[str, l
     epochs = EPOCHS[run.labels]
     train += [f'--config.num_epochs={epochs}', f'--config.optimizer.warmup_epochs={epochs / 10}']
     if run.start == SCRATCH:
-        # Rates that fall with depth are for layers that know something.
-        train += ['--config.optimizer.layer_decay=1.0']
+        # Rates that fall with depth are for layers that know something; fresh ones do not learn at a rate as high.
+        train += ['--config.optimizer.layer_decay=1.0', '--config.optimizer.base_learning_rate=0.008']
     else:
         train += [f'--config.start.path={pretrained / f"{run.start}-seed-{run.seed}"}']
     train += ['--config.evaluation.every_steps=0', f'--workdir={folder}']
