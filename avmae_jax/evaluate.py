@@ -25,7 +25,7 @@ What needs fitting is fitted on `--train_split` and never sees `--split`. Prints
   evaluation/SPLIT-step-STEP-HEAD-classes.csv, -HEAD-confusion.png, -logits.npz      what a benchmark found
 
 `--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way. With
-`--config=FILE` data, views and preprocessing are those of that file; the model stays that of the checkpoint.
+`--config=FILE` views, preprocessing and how data is read are those of that file; the model is that of the checkpoint.
 
 Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I where no cluster is recognised; the first one prints and writes.
@@ -154,7 +154,9 @@ def load_subject(
                 f'{", ".join(sorted(own["model"]["tokenizers"]))}: give the arguments it was trained with.'
             )
         kept = {name: value for name, value in own.items() if name not in TAKEN_SECTIONS}
-        own = {**kept, **{name: config[name] for name in TAKEN_SECTIONS if name in config}}
+        path = config['data']['path'] or own['data']['path']  # A file names no dataset.
+        taken = {name: config[name] for name in TAKEN_SECTIONS if name in config}
+        own = {**kept, **taken, 'data': {**config['data'], 'path': path}}
     config = settings.override(own, overrides)
     params, name = restored.params, f'step-{step:07d}'
     about = {
