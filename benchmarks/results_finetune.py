@@ -34,8 +34,8 @@ CONFIG = 'configs/finetune/avmnist.py'
 SCRATCH = 'scratch'
 STARTS = (SCRATCH, 'separate', 'shared', 'early', 'mid')
 MODALITIES = {'sound': 'audio', 'picture': 'video', 'both': 'video+audio'}
-# Share of the labels -> epochs: 672, 240 and 100 steps of 32 clips.
-EPOCHS = {1.0: 8.0, 0.1: 30.0, 0.01: 100.0}
+# Share of the labels -> epochs: 504, 240 and 100 steps of 32 clips.
+EPOCHS = {1.0: 6.0, 0.1: 30.0, 0.01: 100.0}
 FUSIONS = {
     'bottleneck': 'fusion=bottleneck',
     'late': 'fusion=late',
