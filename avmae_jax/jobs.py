@@ -44,7 +44,7 @@ class JobFailedError(Exception):
         ended = f'ended with exit code {code}' if code > 0 else f'was killed by signal {-code}'
         log = job.folder / LOG
         lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
-        last = f' ends with: {lines[-1][:300]}' if lines else ' is empty.'
+        last = '\n    '.join([' ends with:', *(line[:300] for line in lines[-2:])]) if lines else ' is empty.'
         super().__init__(f'{job.name}: {step} {ended} (the same command goes on from there); {log}{last}')
 
 

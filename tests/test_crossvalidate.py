@@ -123,7 +123,7 @@ def test_each_fold_is_tested_once_by_a_run_that_never_saw_it(place, capsys):
 def test_a_fold_that_fails_is_named_and_the_same_command_goes_on_with_it(place):
     (place / 'train-fold2-fails').touch()
     with pytest.raises(
-        jobs.JobFailedError, match='fold2: train ended with exit code 70 .*fold2/log.txt ends with: train: no more'
+        jobs.JobFailedError, match='fold2: train ended with exit code 70 .*fold2/log.txt ends with:\n    train: no more'
     ) as caught:
         run(place)
     assert caught.value.exit_code == 70 and not (place / 'run/crossvalidation.json').exists()

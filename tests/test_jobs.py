@@ -43,7 +43,7 @@ def test_a_step_that_fails_ends_all_and_the_next_run_begins_with_it(tmp_path, ca
         for name, two in (('a', append(told, '.')), ('b', second), ('c', append(told, '.')))
     ]
     with pytest.raises(
-        jobs.JobFailedError, match=r'b: two ended with exit code 74 .*/b/log.txt ends with: no disk'
+        jobs.JobFailedError, match=r'b: two ended with exit code 74 .*/b/log.txt ends with:\n    no disk'
     ) as caught:
         jobs.run_jobs(chain, 1)
     assert caught.value.exit_code == 74 and told.read_text() == 'a.!b'
