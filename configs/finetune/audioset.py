@@ -36,7 +36,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 128
-    config.num_epochs = 50
+    config.num_epochs = 50.0
     config.data = sections.data(records=args.records)
     config.data.balanced_by = 'label'
     if 'video' in modalities:

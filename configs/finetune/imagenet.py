@@ -20,7 +20,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 1024
-    config.num_epochs = 50
+    config.num_epochs = 50.0
     config.data = sections.data()
     config.image = dict(short_side=256, crop_size=224, crop='resized', eval_crop='central')
     config.preprocess = sections.preprocess()

@@ -32,7 +32,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 64
-    config.num_epochs = 50
+    config.num_epochs = 50.0
     config.data = sections.data(records=args.records)
     if 'video' in modalities:
         config.video = sections.video(num_frames=32, frame_seconds=0.08)

@@ -15,7 +15,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 4096
-    config.num_epochs = 800
+    config.num_epochs = 800.0
     config.data = sections.data()
     config.image = dict(short_side=256, crop_size=224, crop='resized', eval_crop='central')
     config.preprocess = sections.preprocess()

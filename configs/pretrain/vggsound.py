@@ -28,7 +28,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 512
-    config.num_epochs = 400
+    config.num_epochs = 400.0
     config.data = sections.data(records=args.records)
     if 'video' in modalities:
         config.video = sections.video()
