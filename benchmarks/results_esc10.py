@@ -23,7 +23,8 @@ from avmae_jax import crossvalidate, jobs
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Row -> arguments of the config, whether it starts from what was pretrained, further settings.
 ROWS = {
-    'scratch': ('', False, ['--config.optimizer.layer_decay=1.0']),  # Rates by depth are for what knows something.
+    # Rates that fall with depth are for layers that know something; fresh ones do not learn at a rate as high.
+    'scratch': ('', False, ['--config.optimizer.layer_decay=1.0', '--config.optimizer.base_learning_rate=0.008']),
     'pretrained': ('', True, []),
     'pretrained, probe': ('probe=linear', True, []),
 }

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 32
-    config.num_epochs = 100.0
+    config.num_epochs = 60.0
     config.data = sections.data(split='fold1+fold2+fold3+fold4')
     config.audio = sections.audio(SECONDS)
     config.preprocess = sections.preprocess(SECONDS, flip=False)
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.compute.dtype = 'float32'  # A CPU has no bfloat16 units.
     config.model.compute.scan = False  # Four layers written out are faster there than a loop.
     config.objective = sections.objective('reconstruction', mask_ratio={'audio': 0.75})
-    config.optimizer = sections.adam(1.6e-2, warmup_epochs=10.0)
+    config.optimizer = sections.adam(1.6e-2, warmup_epochs=6.0)
     config.parallel = sections.parallel()
     config.checkpoint = sections.checkpoint(every_steps=500)
     config.report = sections.report(log_every_steps=100, pictures_every_steps=0)

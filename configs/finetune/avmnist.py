@@ -40,7 +40,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.model.tokenizers = pretrained.tokenizers
     config.model.compute = pretrained.compute
     config.objective = sections.classification({'label': 'softmax'}, label_smoothing=0.1, mixup=args.mixup)
-    config.optimizer = sections.adamw(2.4e-2, warmup_epochs=1.0)  # 3e-3 at a batch of 32, for the head; a quarter of it for stems.
+    config.optimizer = sections.adamw(2.4e-2, warmup_epochs=1.0)  # 3e-3 at a batch of 32.
     config.optimizer.update(sections.tailored(layer_decay=0.75))
     sections.probe(config, args.probe)
     config.start = sections.start()
