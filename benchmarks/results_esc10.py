@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from avmae_jax import crossvalidate, jobs
+from avmae_jax import jobs
+from avmae_jax.data import schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Row -> arguments of the config, whether it starts from what was pretrained, further settings.
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
     if unknown:
         sys.exit(f'results_esc10: --rows={",".join(unknown)}: there are {"; ".join(ROWS)}.')
     output, data = Path(_OUTPUT.value).absolute(), str(Path(_DATA.value).absolute())
-    folds, seeds = crossvalidate.choose_folds(data, []), [int(seed) for seed in _SEEDS.value]
+    folds, seeds = list(schema.read_info(data).splits), [int(seed) for seed in _SEEDS.value]
     for seed in seeds:
         folder = output / f'seed-{seed}'
         if any(ROWS[row][1] for row in rows):
