@@ -48,11 +48,12 @@ from avmae_jax.objectives import Classification, Objective
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.structs import Batch
-from avmae_jax.training import loop, nonfinite, report, writer
+from avmae_jax.training import goodput, loop, nonfinite, report, writer
 from avmae_jax.training import state as state_lib
 from avmae_jax.training import step as step_lib
 from avmae_jax.training.optimizer import averaged
 
+_STARTED = time.monotonic()  # What was imported before takes a second or two more.
 NUM_SOUNDS = 2  # Clips of the picture that TensorBoard gets as sound; 3 sounds of 10 s take 2.4 s of CPU.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -92,14 +93,18 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
     shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, config['parallel']['rules'])
     abstract = state_lib.abstract_state(init, shardings)
     rows = rules.batch_sharding(mesh)
-    train_step = compile_step(config, parts, source, abstract=abstract, shardings=shardings, rows=rows)
+    is_first = jax.process_index() == 0
+    account = goodput.Account(workdir if is_first else None, time.monotonic() - _STARTED)
+    with account.spend('compile'):
+        train_step = compile_step(config, parts, source, abstract=abstract, shardings=shardings, rows=rows)
 
     checkpoints = Checkpoints(
         workdir / 'checkpoints',
         keep_last=config['checkpoint']['keep_last'],
         keep_best=config['checkpoint']['keep_best'],
     )
-    state = restore(checkpoints, abstract, shardings, dataset_digest=experiment.dataset_digest(source))
+    with account.spend('restore'):
+        state = restore(checkpoints, abstract, shardings, dataset_digest=experiment.dataset_digest(source))
     if state is None:
         state = first_state(config, parts, source, shardings=shardings, folder=workdir)
     start_step = int(state.step)
@@ -130,7 +135,6 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
 
     try:
         with contextlib.ExitStack() as stack:
-            is_first = jax.process_index() == 0
             metric_writer = writer.MetricWriter(workdir, start_step) if is_first else writer.NullWriter()
             stack.callback(metric_writer.close)
             if start_step == 0:
@@ -150,6 +154,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
                     flops_per_step=experiment.step_flops(config, parts),
                     wait_share_warning=config['report']['wait_share_warning'],
                 ),
+                account=account,
                 profile=report.Profile(
                     workdir / 'profile',
                     first_step=config['report']['profile_first_step'],
@@ -163,7 +168,11 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
                 preempted=hosts.preempted,
                 on_nonfinite=stop_at_nonfinite,
             )
-            checkpoints.close()
+            with account.spend('save'):
+                checkpoints.close()
+            account.write(int(finished.state.step), batches.wait_seconds)
+            if is_first:
+                goodput.tell(workdir)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -15,6 +15,7 @@ import numpy as np
 from avmae_jax.parallel.hosts import Prefetch, Watchdog
 from avmae_jax.progress import progress
 from avmae_jax.structs import Batch
+from avmae_jax.training.goodput import Account
 from avmae_jax.training.report import Profile, Report, to_host
 from avmae_jax.training.state import TrainState
 
@@ -67,6 +68,7 @@ def train(
     *,
     num_steps: int,
     report: Report,
+    account: Account,
     profile: Profile,
     watchdog: Watchdog,
     hooks: dict[str, Hook],
@@ -81,6 +83,7 @@ def train(
     Args:
       train_step: compiled; donates its state.
       save: writes a checkpoint; asynchronous. It is called with the `metric` that a hook gave at that step.
+      account: where the time goes.
       check_save: raises when the save under way has failed.
       preempted: asked before each step with the number of steps done; the same answer on all processes.
       on_nonfinite: gets (state before the step, step, host rows, device batch) and raises.
@@ -109,14 +112,19 @@ def train(
             )
             if oldest.step == first:
                 report.start(batches.wait_seconds)
+            if report.is_due(oldest.step + 1, oldest.step + 1 == num_steps):
+                account.write(oldest.step + 1, batches.wait_seconds)
 
     first = done
+    account.begin_steps(first)
     try:
         while done < num_steps:
             if preempted(done):
                 settle(0)
                 if saved < done:
-                    save(state, None)
+                    with account.spend('save'):
+                        save(state, None)
+                account.write(done, batches.wait_seconds)
                 return Finished(state, preempted=True)
             profile.before_step(done)
             rows, batch = next(batches)
@@ -133,13 +141,16 @@ def train(
                 settle(0)
                 began = time.monotonic()
                 metric = None
-                for hook in due:
-                    metric = (hook.run(state) or {}).get('metric', metric)
-                    watchdog.progress()
+                with account.spend('hooks'):
+                    for hook in due:
+                        metric = (hook.run(state) or {}).get('metric', metric)
+                        watchdog.progress()
                 if save_due:
-                    save(state, metric)
+                    with account.spend('save'):
+                        save(state, metric)
                     saved = done
                 report.pause(time.monotonic() - began)
+        account.write(done, batches.wait_seconds)
         return Finished(state, preempted=False)
     finally:
         profile.close()
