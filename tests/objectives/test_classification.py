@@ -21,11 +21,12 @@ class Linear:
     def __init__(self, heads=('label',), pooled=False):
         self.heads, self.pooled, self.seen = heads, pooled, {}
 
-    def apply(self, variables, inputs, *, train, rngs):
-        self.seen = {'inputs': inputs, 'train': train, 'rngs': rngs}
+    def apply(self, variables, inputs, *, train, present, rngs):
+        self.seen = {'inputs': inputs, 'train': train, 'present': present, 'rngs': rngs}
         scores = {m: x.reshape(len(x), -1)[:, :CLASSES] * variables['params'][m] for m, x in inputs.items()}
         parts = {'joint': sum(scores.values())} if self.pooled else scores
-        return types.SimpleNamespace(logits=dict.fromkeys(self.heads, parts))
+        averaged = dict.fromkeys(self.heads, sum(parts.values()) / len(parts))
+        return types.SimpleNamespace(logits=dict.fromkeys(self.heads, parts), averaged=averaged)
 
 
 PARAMS = {'video': jnp.ones(()), 'audio': jnp.full((), 2.0)}
