@@ -193,13 +193,16 @@ def classifier(
     Args:
       size: a name of models/sizes.py, or the numbers.
       encoder: 'mbt', or one of the autoencoder's.
-      fusion_layer: of MBT, the first layer that exchanges; None: two thirds up, as MBT-B (8 of 12).
+      fusion_layer: of MBT, the first layer that exchanges; None: two thirds up, as MBT-B (8 of 12). Of 'mid', the first
+        joint layer; None: the last two are.
       fusion: of MBT, how its streams exchange: one of FUSIONS; 'late' is a fusion layer behind the last.
     """
     if isinstance(size, str):
         one_of('size', size, LAYERS)
     one_of('encoder', encoder, (*ENCODERS, 'mbt'))
     one_of('fusion', fusion, FUSIONS)
+    if encoder != 'mbt' and fusion != 'bottleneck':
+        raise ValueError(f'Config argument fusion={fusion}: it is of the encoder mbt; got encoder={encoder}.')
     num_layers = LAYERS[size] if isinstance(size, str) else size['num_layers']
     section = model(size, modalities=modalities, encoder='shared', decoder='shared')
     del section['decoder']
@@ -214,7 +217,7 @@ def classifier(
             test_with_bottlenecks=True,
         )
     elif encoder == 'mid':
-        section['encoder']['fusion_layer'] = num_layers - 2
+        section['encoder']['fusion_layer'] = num_layers - 2 if fusion_layer is None else fusion_layer
     return section | dict(pooling='mean', pooled_norm=False, representation=config_dict.placeholder(int))
 
 
@@ -267,8 +270,9 @@ def probe(config, kind: str) -> None:
     config.optimizer.layer_decay = None
     config.model.encoder.drop_path = 0.0
     config.objective.label_smoothing = 0.0
-    config.objective.pop('mixup', None)
-    config.objective.pop('cutmix', None)
+    for mixing in ('mixup', 'cutmix'):
+        if mixing in config.objective:
+            del config.objective[mixing]
 
 
 def start() -> dict:

@@ -17,7 +17,7 @@ import ml_collections
 from configs import sections
 
 SECONDS = 10.0
-FUSION_LAYER = {'L': 18, 'H': 24}  # Others: two thirds up.
+FUSION_LAYER = {'L': 18, 'H': 24}  # Of MBT; others: two thirds up.
 
 
 def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
@@ -52,7 +52,9 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         args.size,
         modalities=modalities,
         encoder=args.encoder,
-        fusion_layer=sections.fusion_layer(args.fusion_layer, args.size, FUSION_LAYER),
+        fusion_layer=sections.fusion_layer(
+            args.fusion_layer, args.size, FUSION_LAYER if args.encoder == 'mbt' else None
+        ),
         fusion=args.fusion,
         drop_path=0.3,
     )

@@ -28,6 +28,8 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         pretrained.encoder.size.to_dict(),
         modalities=modalities,
         encoder=args.encoder,
+        # 'mid' goes on with the joint layers that it was pretrained with.
+        fusion_layer=pretrained.encoder.fusion_layer if args.encoder == 'mid' else None,
         fusion=args.fusion,
         drop_path=0.1,
     )
