@@ -359,7 +359,8 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     """Checks settings and data, starts the job, trains."""
     source = experiment.open_train_sources(config)
     checks.check(config, source)
-    if (workdir / settings.CONFIG_FILE).exists():
+    # Before its first checkpoint a run has nothing to lose: a setting that was told to be wrong may be put right.
+    if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
         settings.check_resumable(settings.load_config(workdir), config, workdir)
     hosts.keep_freed_memory()
     if _DISTRIBUTED.value:
@@ -368,6 +369,14 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
         settings.save_config(config, workdir)
     log_to_file(workdir / 'train.log')
     return train(config, workdir, source)
+
+
+def has_checkpoints(workdir: epath.Path) -> bool:
+    try:
+        experiment.find_checkpoints(workdir)
+    except ValueError:
+        return False
+    return any(child.name.isdigit() for child in (workdir / 'checkpoints').iterdir())
 
 
 def log_to_file(path: epath.Path) -> None:
