@@ -153,6 +153,11 @@ def _check_start(section: Config) -> None:
 
 def _check_classification(objective: objectives.Classification, model: experiment.Model, source: Mixture) -> None:
     for head, kind in objective.heads.items():
+        if head not in source.labels:
+            raise ValueError(
+                f'config.objective.heads names {head!r}, whose classes are not the same in all the folders of '
+                'config.data.path: prepare them with the same label map.'
+            )
         if kind == 'softmax' and source.labels[head].multi and source.spectrogram_shape is None:
             raise ValueError(
                 f"config.objective.heads.{head}='softmax' takes one class a clip, and the clips of "

@@ -75,7 +75,7 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
     return construct(
         Classifier,
         'model',
-        {name: section[name] for name in CLASSIFIER_SETTINGS},
+        {name: section[name] for name in CLASSIFIER_SETTINGS if name in section},
         tokenizers=made,
         encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, compute),
         num_classes=_num_classes(config, info),
@@ -239,8 +239,10 @@ def open_train_sources(config: Config) -> Mixture:
         chosen.append(balance.Subset(source, indices) if ratio < 1 else source)
         if head:
             num_classes = len(source.info.labels[head].names)
-            weights.append(balance.clip_weights([labels[i] for i in indices], num_classes))
-    return Mixture(chosen, list(section['weights']) or None, weights or None)
+            by_class = [labels[i] for i in indices]
+            weights.append(_or_setting('data.balanced_by', balance.clip_weights, by_class, num_classes))
+    setting = 'data.balanced_by' if head else 'data.subset_ratio'
+    return _or_setting(setting, Mixture, chosen, list(section['weights']) or None, weights or None)
 
 
 def _or_setting(where: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -446,7 +448,9 @@ def _read_run(config: Config, source: Mixture) -> Start:
     other = restore_model(section['path'])
     if section['heads']:
         for head in config['objective']['heads']:
-            held, wanted = other.info.labels.get(head), source.labels[head]
+            # An autoencoder was trained on labelled clips perhaps, and has no heads.
+            there = isinstance(other.model, Classifier) and head in other.model.num_classes
+            held, wanted = other.info.labels[head] if there else None, source.labels[head]
             if held is None or held.digest != wanted.digest:
                 raise ValueError(
                     f'config.start.heads=True, and the classes of {head!r} in {section["path"]} are '
@@ -534,12 +538,19 @@ def restore_model(checkpoint: epath.PathLike, *, averaged: bool = True) -> Resto
       checkpoint: a workdir or its folder `checkpoints`, for the newest that is whole; or the folder of one step.
       averaged: the moving average of the parameters in their place, if the run keeps one.
     """
-    folder, step = find_checkpoints(checkpoint)
+    folder, asked = find_checkpoints(checkpoint)
     checkpoints = Checkpoints(folder, read_only=True)
-    step = checkpoints.last_good_step(['params', META], step)
+    step = checkpoints.last_good_step(['params', META], asked)
     found = None if step is None else checkpoints.read_meta(step)
     if found is None:
         raise ValueError(f'{folder} holds no checkpoint that is whole.')
+    averaged = averaged and found[1]['config']['optimizer'].get('average_decay') is not None
+    if averaged:
+        # Of this checkpoint the average may be damaged, and that of an earlier one whole.
+        step = checkpoints.last_good_step(['params', 'opt_state', META], asked)
+        found = None if step is None else checkpoints.read_meta(step)
+        if found is None:
+            raise ValueError(f'{folder} holds no checkpoint whose average of the parameters is whole.')
     step, meta = found
     info = DatasetInfo.from_json(json.dumps(meta['dataset']['info']))
     model, objective = build_model(meta['config'], info), build_objective(meta['config'])
@@ -548,7 +559,6 @@ def restore_model(checkpoint: epath.PathLike, *, averaged: bool = True) -> Resto
     # Whole on every device: the one placement that each process of any job can fetch from its own.
     everywhere = jax.NamedSharding(mesh_lib.make_mesh(), jax.P())
     items = {'params': params}
-    averaged = averaged and meta['config']['optimizer'].get('average_decay') is not None
     if averaged:
         optimizer = build_optimizer(meta['config'], optax.constant_schedule(0.0))
         items['opt_state'] = jax.eval_shape(optimizer.init, params)
