@@ -3,7 +3,7 @@
     python -m avmae_jax.evaluate --workdir=RUN
     python -m avmae_jax.evaluate --checkpoint=RUN/checkpoints/1000 --split=test --what=knn,probe
     python -m avmae_jax.evaluate --workdir=RUN --random_init          the same, before the first step
-    python -m avmae_jax.evaluate --config=configs/finetune/vggsound.py --checkpoint=RUN/checkpoints/1000
+    python -m avmae_jax.evaluate --config=configs/finetune/vggsound.py --config.data.path=DIR --checkpoint=RUN
     python -m avmae_jax.evaluate --checkpoint=RUN --files a.mp4 b.wav           a finetuned model's guesses for files
 
 `--what` names any of
@@ -91,7 +91,10 @@ _RANDOM_INIT = flags.DEFINE_bool('random_init', False, 'Fresh parameters in plac
 _SEED = flags.DEFINE_integer('seed', None, 'Of fresh parameters; that of the run if not given.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.')
 _NUM_CLIPS = flags.DEFINE_integer(
-    'num_clips', None, 'Moments of each clip that are averaged; config.evaluation.num_clips if not given.'
+    'num_clips',
+    None,
+    'Moments of each clip that are averaged; config.evaluation.num_clips if not given.',
+    lower_bound=1,
 )
 _CONFIG = flags.DEFINE_string('config', None, 'Config file whose data, views and preprocessing are used.')
 _AVERAGED = flags.DEFINE_bool('averaged', True, 'The moving average of the parameters, where the run kept one.')
@@ -307,7 +310,7 @@ def check_classes(subject: Subject, source: Mixture) -> None:
 
 
 def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None = None) -> dict[str, Any]:
-    """Everything that was asked for and that the data allows; the details of a benchmark under 'heads' and 'record'."""
+    """Everything that was asked for and that the data allows; `evaluator.details` keeps what a benchmark is made of."""
     results: dict[str, Any] = {}
     if 'benchmark' in what or 'modalities' in what:
         results |= score_classes(evaluator, what, epic_annotations)
@@ -329,7 +332,7 @@ def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None
 
 
 def score_classes(evaluator: Evaluator, what: Sequence[str], epic_annotations: str | None = None) -> dict[str, Any]:
-    """What a classifier scores."""
+    """What a classifier scores: 'benchmark' and 'modalities', as far as they were asked for."""
     objective, labels = evaluator.subject.objective, evaluator.source.labels
     names = {head: labels[head].names for head in objective.heads}
     kind = classes.benchmark_kind(objective.heads)

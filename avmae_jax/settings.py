@@ -148,7 +148,9 @@ def read_config(text: str) -> dict[str, Any]:
     if not pathlib.Path(file).is_file():
         raise ValueError(f'--config={text}: there is no file {file}.')
     find_neighbours(file)
-    made = runpy.run_path(file)['get_config']
+    made = runpy.run_path(file).get('get_config')
+    if made is None:
+        raise ValueError(f'--config={text}: {file} has no function get_config.')
     return to_plain(made(arguments) if arguments else made())
 
 
