@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, and silent broadcasting over missing dimensions as an error."""
 
 import csv
+import functools
 import os
 import pathlib
 import subprocess
@@ -108,6 +109,14 @@ SMALLEST = {
 }
 
 
+# configs/finetune/tiny.py likewise; its streams meet in the second of two layers.
+SMALLEST_FINETUNING = {
+    **{name: value for name, value in SMALLEST.items() if not name.startswith(('model.decoder', 'objective'))},
+    'preprocess.spec_augment.frequency_width': 8,
+    'preprocess.spec_augment.time_width': 8,
+}
+
+
 @pytest.fixture(scope='session')
 def smallest() -> dict[str, object]:
     """Settings that turn configs/tiny.py into the smallest thing that trains."""
@@ -115,21 +124,37 @@ def smallest() -> dict[str, object]:
 
 
 @pytest.fixture(scope='session')
+def smallest_finetuning() -> dict[str, object]:
+    """The same for configs/finetune/tiny.py."""
+    return dict(SMALLEST_FINETUNING)
+
+
+@pytest.fixture(scope='session')
 def small_config(tiny_dataset):
     """(argument of the config, **changes) -> the smallest config as plain dicts, on `tiny_dataset`."""
 
-    def make(arguments: str | None = None, **changes: object) -> dict:
-        from avmae_jax import settings
-        from configs import tiny
+    from configs import tiny
 
-        config = tiny.get_config(arguments)
-        there = settings.flatten(config.to_dict())
-        for name, value in {**SMALLEST, 'data.path': str(tiny_dataset), **changes}.items():
-            if name in there:  # Not so: sections of a modality that is left out, the fusion layer of most encoders.
-                config.update_from_flattened_dict({name: value})
-        return settings.to_plain(config)
+    return functools.partial(_make_small, tiny, SMALLEST, tiny_dataset)
 
-    return make
+
+@pytest.fixture(scope='session')
+def small_finetuning(tiny_dataset):
+    """The same of configs/finetune/tiny.py."""
+    from configs.finetune import tiny
+
+    return functools.partial(_make_small, tiny, SMALLEST_FINETUNING, tiny_dataset)
+
+
+def _make_small(module, smallest: dict, dataset: pathlib.Path, arguments: str | None = None, **changes: object) -> dict:
+    from avmae_jax import settings
+
+    config = module.get_config(arguments)
+    there = settings.flatten(config.to_dict())
+    for name, value in {**smallest, 'data.path': str(dataset), **changes}.items():
+        if name in there:  # Not so: sections of a modality that is left out, the fusion layer of most encoders.
+            config.update_from_flattened_dict({name: value})
+    return settings.to_plain(config)
 
 
 @pytest.fixture(scope='session')
@@ -138,26 +163,21 @@ def compilation_cache(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp('compiled'))
 
 
-@pytest.fixture
-def start_training(repository, tiny_dataset, smallest, compilation_cache):
-    """Starts `python -m avmae_jax.train` on the smallest config; what still runs at the end of the test is killed."""
+@pytest.fixture(scope='session')
+def start_verb(repository, compilation_cache):
+    """Starts `python -m avmae_jax.VERB`; what still runs at the end of the session is killed."""
     started = []
 
-    def start(workdir: pathlib.Path, *arguments: str, **more) -> subprocess.Popen:
-        values = {'data.path': tiny_dataset, **smallest}
-        del values['model.encoder.fusion_layer']
-        # The encoder with the fewest stacks, as it compiles fastest.
-        config = 'configs/tiny.py:encoder=early'
-        command = [sys.executable, '-m', 'avmae_jax.train', f'--config={config}', f'--workdir={workdir}']
-        command += [f'--config.{name}={value}' for name, value in values.items()] + list(arguments)
+    def start(verb: str, *arguments: str, num_devices: int = 1, **more) -> subprocess.Popen:
         environment = {
             **os.environ,
             'JAX_PLATFORMS': 'cpu',
+            'JAX_NUM_CPU_DEVICES': str(num_devices),
             'JAX_COMPILATION_CACHE_DIR': compilation_cache,
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         }
         process = subprocess.Popen(
-            command,
+            [sys.executable, '-m', f'avmae_jax.{verb}', *arguments],
             cwd=repository,
             env=environment,
             stdout=subprocess.PIPE,
@@ -169,6 +189,28 @@ def start_training(repository, tiny_dataset, smallest, compilation_cache):
         return process
 
     yield start
+    _kill(started)
+
+
+@pytest.fixture
+def start_training(start_verb, tiny_dataset, smallest):
+    """Starts `python -m avmae_jax.train` on the smallest config; what still runs at the end of the test is killed."""
+    started = []
+
+    def start(workdir: pathlib.Path, *arguments: str, **more) -> subprocess.Popen:
+        values = {'data.path': tiny_dataset, **smallest}
+        del values['model.encoder.fusion_layer']
+        # The encoder with the fewest stacks, as it compiles fastest.
+        command = ['--config=configs/tiny.py:encoder=early', f'--workdir={workdir}']
+        command += [f'--config.{name}={value}' for name, value in values.items()]
+        started.append(start_verb('train', *command, *arguments, **more))
+        return started[-1]
+
+    yield start
+    _kill(started)
+
+
+def _kill(started: list[subprocess.Popen]) -> None:
     for process in started:
         if process.poll() is None:
             process.kill()

@@ -9,15 +9,20 @@ import sys
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 import pytest
 
 from avmae_jax import checks, evaluate, experiment, settings, train
+from avmae_jax.data import sources
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings
 from avmae_jax.models import sizes
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
+from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
+from avmae_jax.weights import scenic_mbt
+from avmae_jax.weights.table import layers_of
 from configs import sections, tiny
 from configs.pretrain import audioset, imagenet, vggsound
 
@@ -268,6 +273,138 @@ def test_a_wrong_setting_is_named_with_its_remedy(setting, monkeypatch):
     with pytest.raises(ValueError, match=words) as caught:
         build('tiny', **{setting: value})
     assert str(value) in str(caught.value)
+
+
+WRONG_FINETUNING = {
+    'model.encoder.fusion_layer': (5, 'fusion_layer must lie between 0 and num_layers=4'),
+    'model.encoder.fusion': ('late', "fusion must be one of .*'bottleneck'"),
+    'model.pooling': ('joint_mean', 'mixup.per_modality=True labels each modality in its own way.* pool by mean'),
+    'model.tokenizers.video.patch': ((3, 16, 16), 'does not divide the video of 8 x 112 x 112.*num_frames'),
+    'video.num_frames': (100, 'last 10.00 s: at most 63 frames, or a smaller frame_seconds'),
+    'preprocess.lose_modality_ratio': (1.5, r'lose_modality_ratio must lie in \[0, 1\]'),
+    'objective.label_smoothing': (1.0, 'label_smoothing'),
+    'objective.mixup.alpha': (0.0, 'alpha'),
+    'optimizer.layer_decay': (1.5, 'layer_decay must lie in'),
+    'optimizer.average_decay': (1.0, 'average_decay must lie between 0 and 1'),
+    'start.path': ('not/there', 'config.start.path: .* neither a workdir'),
+    'start.inflation': ('centre', 'did you mean central'),
+}
+
+
+@pytest.mark.parametrize('setting', WRONG_FINETUNING)
+def test_a_wrong_setting_of_finetuning_is_named_with_its_remedy(setting, monkeypatch):
+    monkeypatch.setattr(jax, 'devices', None)
+    value, words = WRONG_FINETUNING[setting]
+    with pytest.raises(ValueError, match=words) as caught:
+        build('finetune-tiny', **{setting: value})
+    assert str(value) in str(caught.value)
+
+
+def test_weights_of_images_that_are_not_there_are_told():
+    with pytest.raises(ValueError, match=r"config.start.path='B_16.npz': there is no such file"):
+        build('finetune-tiny', **{'start.path': 'B_16.npz'})
+
+
+def test_heads_are_those_of_the_data_and_ask_what_it_can_tell():
+    config, _ = build('finetune-tiny')
+    several = Mixture([NoClips(360, classes={'label': 527})])
+    with pytest.raises(ValueError, match=r"heads.label='softmax' takes one class.*set it to 'sigmoid'"):
+        checks.check(config, several)
+    with pytest.raises(ValueError, match="heads names 'label', and the data has labels for noun, verb only"):
+        checks.check(config, source_for('finetune-epic-kitchens'))
+    two = Mixture([NoClips(360), NoClips(360, classes={'label': 11})])
+    with pytest.raises(ValueError, match="heads names 'label', whose classes are not the same in all the folders"):
+        checks.check(config, two)
+
+
+def test_models_and_objectives_of_two_kinds_do_not_go_together():
+    finetuning, pretraining = build('finetune-tiny')[0], build('tiny')[0]
+    source = source_for('tiny')
+    with pytest.raises(ValueError, match='config.model.decoder makes an autoencoder'):
+        checks.check({**finetuning, 'model': pretraining['model']}, source)
+    with pytest.raises(ValueError, match='config.objective.terms asks for reconstructions'):
+        checks.check({**pretraining, 'model': finetuning['model']}, source)
+    config = {**finetuning, 'model': {**finetuning['model'], 'poling': 'max'}}
+    with pytest.raises(ValueError, match='did you mean pooling'):
+        checks.check(config, source)
+
+
+def test_what_a_model_leaves_out_is_the_default_of_the_classifier():
+    config, parts = build('finetune-tiny')
+    short = {name: config['model'][name] for name in ('tokenizers', 'encoder', 'compute')}
+    source = source_for('tiny')
+    assert experiment.build_model({**config, 'model': short}, source.sources[0].info) == parts.model
+
+
+@pytest.mark.parametrize('num_classes', [2, 4])
+def test_classes_that_sequence_examples_do_not_have_are_told(num_classes, reference):
+    config = CONFIGS['finetune-vggsound'].get_config('size=Ti,records=legacy')
+    config.data.path = str(reference / 'data' / 'tiny_dmvr.tfrecord')
+    config.update_from_flattened_dict(
+        {'data.legacy.spectrogram_shape': (10, 16), 'preprocess.num_spec_frames': 80, 'preprocess.num_mel_bins': 16}
+    )
+    config.update_from_flattened_dict({'batch_size': 3, 'num_steps': 10, 'data.legacy.num_classes': num_classes})
+    config = settings.to_plain(config)
+    del config['optimizer']['warmup_epochs']
+    config['optimizer']['warmup_steps'] = 2.0
+    del config['num_epochs']
+    source = experiment.open_train_sources(config)
+    largest = max(max(found, default=-1) for found in sources.read_labels(source.sources[0]))
+    if largest < num_classes:
+        checks.check(config, source)
+        return
+    with pytest.raises(ValueError, match=rf'config.data.legacy.num_classes to {largest + 1} or more'):
+        checks.check(config, source)
+    config['data']['balanced_by'] = 'label'
+    with pytest.raises(ValueError, match=r'config.data.balanced_by: labels must lie in \[0, num_classes='):
+        experiment.open_train_sources(config)
+
+
+@pytest.mark.parametrize('name', FINETUNE)
+def test_a_linear_probe_freezes_all_but_the_head(name):
+    config, parts = build(f'finetune-{name.replace("_", "-")}', 'probe=linear')
+    assert 'mixup' not in config['objective'] and 'cutmix' not in config['objective']
+    params = state_lib.abstract_state(experiment.make_init(parts)).params
+    frozen = optimizer_lib.frozen_layers(params, config['optimizer']['frozen'])
+    moving = {rules.path_name(path) for path, still in jax.tree_util.tree_leaves_with_path(frozen) if not np.all(still)}
+    assert moving and all(path.startswith('head_') for path in moving)
+
+
+def test_an_encoder_is_given_no_fusion_that_it_does_not_have():
+    with pytest.raises(ValueError, match='Config argument fusion=late: it is of the encoder mbt; got encoder=mid'):
+        CONFIGS['finetune-tiny'].get_config('encoder=mid,fusion=late')
+    with pytest.raises(ValueError, match='fusion_layer=two: it is a number'):
+        CONFIGS['finetune-vggsound'].get_config('fusion_layer=two')
+    model = CONFIGS['finetune-audioset'].get_config('encoder=mid,fusion_layer=20').model
+    assert model.encoder.fusion_layer == 20
+    assert CONFIGS['finetune-tiny'].get_config('encoder=mid').model.encoder.fusion_layer == (
+        tiny.get_config().model.encoder.fusion_layer
+    )
+
+
+def test_the_large_model_and_its_layers_are_those_of_the_reference(reference):
+    wanted = json.loads((reference / 'optim' / 'layerwise_lr_and_wd.json').read_text())['audioset_finetune_L']
+    config, parts = build('finetune-audioset')
+    params = state_lib.abstract_state(experiment.make_init(parts)).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == wanted['n_params']
+    assert config['optimizer']['layer_decay'] == wanted['layerwise_decay']
+    ours = {}
+    for path, ids in jax.tree_util.tree_leaves_with_path(optimizer_lib.layer_ids(params)):
+        name = rules.path_name(path)
+        layers = enumerate(ids) if '/layers/' in name else [(None, ids)]
+        ours |= {name.replace('/layers/', f'/layer_{i}/'): int(layer) for i, layer in layers}
+    theirs = {}
+    for row in scenic_mbt.mbt_rows(parts.model, 'av_mae'):
+        (target,) = row.target
+        for layer in layers_of(target, ours):
+            theirs |= dict.fromkeys((name.format(layer=layer) for name in row.source), ours[target.format(layer=layer)])
+    assert theirs == wanted['param_to_layer_id']
+
+
+def test_the_flops_of_a_step_are_counted_for_a_classifier_too():
+    config, parts = build('finetune-tiny')
+    flops = experiment.step_flops(config, parts)
+    assert flops > 0 and experiment.step_flops({**config, 'batch_size': 32}, parts) == 2 * flops
 
 
 def test_the_split_to_evaluate_on_may_be_several_joined_by_plus():

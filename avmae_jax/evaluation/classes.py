@@ -78,6 +78,8 @@ def modality_rows(table: Mapping[str, Any], kind: str, ways: Sequence[str], name
     rows = []
     whole: dict[tuple[str, str, str], float] = {}
     for way in ways:
+        if way != EVERYTHING and not table['scored'][way].any():
+            continue  # No clip of the split has that modality: nothing to be told.
         for score in benchmarks.score(kind, heads_of(table, way, names))['scores']:
             key = (score['head'], score['subset'], score['metric'])
             whole.setdefault(key, score['value'])

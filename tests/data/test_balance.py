@@ -1,10 +1,12 @@
 import collections
+import itertools
 import pickle
 import time
 
 import numpy as np
 import pytest
 
+from avmae_jax import experiment
 from avmae_jax.data import balance, batches, mixing, sources, views
 
 VIEW = views.View(video=views.VideoView(num_frames=2, frame_seconds=0.2, short_side=40, crop_size=24))
@@ -132,3 +134,70 @@ def test_weights_for_another_number_of_clips_are_refused(source):
         mixing.Mixture([source], clip_weights=[np.ones(3)])
     with pytest.raises(ValueError, match='one number a clip for each dataset'):
         mixing.Mixture([source], clip_weights=[None, None])
+
+
+# -- Few labels --
+
+LABELS = [[0]] * 40 + [[1]] * 20 + [[2]] * 3 + [[0, 2]] * 2 + [[]] * 5
+
+
+def test_a_subset_takes_the_same_share_of_each_class_and_one_at_least():
+    chosen = balance.stratified(LABELS, 0.3, seed=0)
+    assert (np.diff(chosen) > 0).all()
+    taken = collections.Counter(tuple(LABELS[i]) for i in chosen)
+    # Clips of two classes count for the rarer one: five of class 2, of which 0.3 are 1.5.
+    assert taken[(0,)] == 12 and taken[(1,)] == 6 and taken[(2,)] + taken[(0, 2)] == 2 and taken[()] == 2
+    least = balance.stratified(LABELS, 0.001, seed=0)
+    assert len(least) == 4 and len({min(LABELS[i], default=-1) for i in least} - {-1, 0, 1, 2}) == 0
+    assert balance.stratified(LABELS, 1, seed=0).tolist() == list(range(len(LABELS)))
+
+
+def test_smaller_subsets_are_part_of_larger_ones_and_seeds_differ():
+    sizes = [set(balance.stratified(LABELS, ratio, seed=3).tolist()) for ratio in (0.05, 0.2, 0.5, 0.9)]
+    for smaller, larger in itertools.pairwise(sizes):
+        assert smaller < larger
+    assert len({tuple(balance.stratified(LABELS, 0.2, seed)) for seed in range(8)}) == 8
+
+
+@pytest.mark.parametrize('ratio', [0, -0.1, 1.1])
+def test_a_share_is_above_none_and_at_most_all(ratio):
+    with pytest.raises(ValueError, match=r'must lie in \(0, 1\]'):
+        balance.stratified(LABELS, ratio, seed=0)
+
+
+def test_a_subset_is_a_source_of_some_of_the_clips(source):
+    subset = balance.Subset(source, [7, 2])
+    assert len(subset) == 2 and subset[0].id == source[7].id and subset[1].id == source[2].id
+    assert subset.where(1) == source.where(2) and subset.info is source.info
+    assert sources.read_labels(subset) == [sources.read_labels(source)[i] for i in (7, 2)]
+    assert {records for batch, _ in records(mixing.Mixture([subset])) for records in batch} == {0, 1}
+
+
+def test_training_draws_from_as_many_clips_as_the_config_says_and_as_often(small_finetuning, toy_folder):
+    def opened(**changes):
+        return experiment.open_train_sources(small_finetuning(**{'data.path': str(toy_folder), **changes}))
+
+    whole, half = opened(), opened(**{'data.subset_ratio': 0.5})
+    labels = [indices[0] for indices in sources.read_labels(whole.sources[0])]
+    assert collections.Counter(labels) == {0: 4, 1: 4, 2: 3}
+    indices = balance.stratified([[label] for label in labels], 0.5, seed=0)
+    assert [half[i].id for i in range(len(half))] == [whole[int(i)].id for i in indices] and len(half) == 6
+    balanced, few = (
+        opened(**{'data.balanced_by': 'label'}),
+        opened(**{'data.balanced_by': 'label', 'data.subset_ratio': 0.6}),
+    )
+    assert len(balanced) == 11 and len(few) == 6  # Two of each.
+    drawn = collections.Counter(labels[balanced.place(place, seed=0).record] for place in range(100 * 11))
+    np.testing.assert_allclose([drawn[label] for label in range(3)], 100 * 11 / 3, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ('setting', 'value', 'words'),
+    [
+        ('data.balanced_by', 'verb', r"config.data.balanced_by='verb' is none of the labels of the data: \['label'\]"),
+        ('data.subset_ratio', 0.0, r'config.data.subset_ratio: the share must lie in'),
+    ],
+)
+def test_what_the_data_cannot_give_is_told_by_its_setting(small_finetuning, setting, value, words):
+    with pytest.raises(ValueError, match=words):
+        experiment.open_train_sources(small_finetuning(**{setting: value}))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from avmae_jax.objectives import Classification
+from avmae_jax.objectives.classification import Classified
 from avmae_jax.ops import losses
 from avmae_jax.ops.mixup import CutMix, Mixing, Mixup, blend
 from avmae_jax.structs import Batch
@@ -190,3 +191,21 @@ def test_a_mixing_may_be_given_from_outside():
     np.testing.assert_array_equal(model.seen['inputs']['audio'], make_inputs()['audio'])
     np.testing.assert_allclose(model.seen['inputs']['video'], blend(make_inputs()['video'], weight['video']), rtol=1e-6)
     assert scored.mixing.weight is weight
+
+
+def test_accuracy_is_the_share_of_labelled_rows_that_count_whose_likeliest_class_is_theirs():
+    objective = Classification({'label': 'softmax', 'tags': 'sigmoid'})
+    targets = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2, 3, 4, 0]]
+    targets[4] = 0  # Without a label.
+    batch = make_batch(labels={'label': targets, 'tags': targets}, weight=[1, 1, 1, 0, 1, 1])
+    logits = np.eye(CLASSES, dtype=np.float32)[[0, 1, 0, 3, 4, 1]]
+    scored = Classified({}, types.SimpleNamespace(averaged={'label': logits, 'tags': logits}), None)
+    # Right are rows 0 and 1, wrong 2 and 5; row 3 is padding.
+    found = objective.accuracies(scored, batch)
+    assert set(found) == {'label/accuracy'} and found['label/accuracy'] == pytest.approx(0.5)
+
+
+def test_the_model_is_told_what_each_row_has():
+    model, batch = Linear(), make_batch(audio=np.arange(ROWS) > 2)
+    score(Classification({'label': 'softmax'}), batch, model)
+    assert model.seen['present'] is batch.present

@@ -137,3 +137,50 @@ def test_gradients_accumulated_over_parts_are_those_of_the_whole_batch(parts):
     for metrics in results[1:]:
         for name in ('loss', 'grad_norm'):
             np.testing.assert_allclose(metrics[name], results[0][name], rtol=1e-6)
+
+
+# -- Finetuning --
+
+
+def test_rows_lose_a_modality_before_anything_else_sees_them(rows):
+    seen = []
+
+    def preprocess(batch, *, train):
+        seen.append(batch)
+        return dict(batch.media)
+
+    def objective(model, params, teacher, inputs, batch, rng):
+        seen.append(batch)
+        return jnp.zeros(()), types.SimpleNamespace(losses={})
+
+    for ratio in (0.0, 1.0):
+        step_lib.make_loss(None, objective, preprocess, lose_modality_ratio=ratio)(None, None, rows[0], None)
+    for batch in seen[:2]:
+        assert batch is rows[0]
+    for batch in seen[2:]:
+        np.testing.assert_array_equal(batch.present['video'] != batch.present['audio'], True)
+        assert not np.asarray(batch.media['video'])[~np.asarray(batch.present['video'])].any()
+
+
+@pytest.mark.parametrize('arguments', ['probe=linear', 'probe=none'])
+def test_a_linear_probe_moves_nothing_but_the_head(small_finetuning, arguments):
+    config = small_finetuning(arguments, **{'model.compute.scan': True})
+    source = experiment.open_train_sources(config)
+    parts = experiment.build(config, source)
+    loss = step_lib.make_loss(parts.model, parts.objective, parts.preprocess)
+    train_step = step_lib.make_train_step(
+        loss, objective=parts.objective, optimizer=parts.optimizer, schedule=parts.schedule
+    )
+    before = state = jax.jit(experiment.make_init(parts))(jax.random.key(0))
+    with experiment.build_train_stream(config, source, num_steps=3) as stream:
+        for step, batch in enumerate(stream):  # The first has learning rate 0; to the second the head says nothing.
+            state, _ = jax.jit(train_step)(state, batch, np.int32(step))
+    moved = {
+        rules.path_name(path)
+        for (path, old), new in zip(
+            jax.tree.leaves_with_path(before.params), jax.tree.leaves(state.params), strict=True
+        )
+        if not np.array_equal(old, new)
+    }
+    head = {'head_label/kernel', 'head_label/bias'}
+    assert moved == head if arguments == 'probe=linear' else moved > head
