@@ -48,6 +48,7 @@ _DATA = flags.DEFINE_string('data', None, 'The prepared clips.')
 _PRETRAINED = flags.DEFINE_string('pretrained', None, 'What benchmarks/results_avmnist.py wrote.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for runs and tables.')
 _TABLES = flags.DEFINE_list('tables', list(TABLES), f'Any of {", ".join(TABLES)}.')
+_LABELS = flags.DEFINE_list('labels', ['0.01', '0.1', '1'], 'Shares of the labels, of the table `labels`.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1'], 'Of parameters, the order of clips and the choice of labels.')
 _JOBS = flags.DEFINE_integer('jobs', 2, 'Runs at a time.')
 _TABLE_ONLY = flags.DEFINE_bool('table_only', False, 'Run nothing; make the tables of what is there.')
@@ -74,11 +75,11 @@ class Run(NamedTuple):
         return f'{self.start}-{self.given}-{self.labels:g}-{self.fusion}-seed-{self.seed}'
 
 
-def runs_of(tables: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
+def runs_of(tables: Sequence[str], seeds: Sequence[int], shares: Sequence[float] = tuple(EPOCHS)) -> Iterator[Run]:
     """Few labels first, as their runs are short and say most."""
     for seed in seeds:
         if 'labels' in tables:
-            for labels in sorted(EPOCHS):
+            for labels in sorted(shares):
                 for given in MODALITIES:
                     for start in STARTS:
                         yield Run(start, seed, given, labels)
@@ -178,11 +179,18 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
     unknown = sorted(set(_TABLES.value) - set(TABLES))
+    wrong = [share for share in _LABELS.value if share not in map('{:g}'.format, EPOCHS)]
+    if wrong:
+        sys.exit(f'results_finetune: --labels={",".join(wrong)}: there are {", ".join(map("{:g}".format, EPOCHS))}.')
     if unknown:
         sys.exit(f'results_finetune: --tables={",".join(unknown)}: there are {", ".join(TABLES)}.')
     output, data = Path(_OUTPUT.value).absolute(), str(Path(_DATA.value).absolute())
     pretrained = Path(_PRETRAINED.value).absolute()
-    runs = list(dict.fromkeys(runs_of(_TABLES.value, [int(seed) for seed in _SEEDS.value])))
+    runs = list(
+        dict.fromkeys(
+            runs_of(_TABLES.value, [int(seed) for seed in _SEEDS.value], [float(share) for share in _LABELS.value])
+        )
+    )
     if not _TABLE_ONLY.value:
         chains = [
             jobs.Job(run.name, output / run.name, commands(run, data, pretrained, output / run.name)) for run in runs

@@ -11,7 +11,7 @@ def benchmark(repository):
 
     names = runpy.run_path(str(repository / 'benchmarks/results_finetune.py'), run_name='results_finetune')
     yield SimpleNamespace(**names)
-    for name in ('data', 'pretrained', 'output', 'tables', 'seeds', 'jobs', 'table_only'):
+    for name in ('data', 'pretrained', 'output', 'tables', 'labels', 'seeds', 'jobs', 'table_only'):
         delattr(flags.FLAGS, name)
 
 
