@@ -432,6 +432,10 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         logging.debug('The setting was found wrong here:', exc_info=True)
         return fail(ExitCode.SETTINGS, error)
+    except Exception:
+        logging.exception('Stopped by an error that nobody foresaw:')
+        hosts.leave(1)
+        raise
 
 
 def fail(code: ExitCode, error: object) -> ExitCode:

@@ -22,6 +22,9 @@ from jax.sharding import NamedSharding
 
 # A cluster that jax recognises by itself, and the variable that says it has more than one process.
 CLUSTER_VARIABLES = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES', 'JAX_COORDINATOR_ADDRESS')
+# What jax sets, as it is imported, on a machine with TPU chips. Whether they are part of a slice or of several, the
+# environment of a Cloud TPU VM does not say, but its metadata, which jax then asks.
+ON_TPU = 'TPU_ML_PLATFORM'
 
 
 # glibc's malloc.h: option number -> value in bytes.
@@ -53,7 +56,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
                 'give all three or none.'
             )
         jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
-    elif any(_several(os.environ.get(name)) for name in CLUSTER_VARIABLES):
+    elif ON_TPU in os.environ or any(_several(os.environ.get(name)) for name in CLUSTER_VARIABLES):
         jax.distributed.initialize()
     else:
         # One process has nobody to talk to, and gloo wants the host's own name to resolve, which it may not.

@@ -93,11 +93,13 @@ def to_meta(state: TrainState) -> dict[str, Any]:
 
 def from_items(items: dict[str, Any], meta: dict[str, Any], shardings: TrainState) -> TrainState:
     """The inverse of `to_items` and `to_meta`."""
-    data = jnp.asarray(meta['rng']['data'], jnp.uint32)
+
+    def make() -> tuple[jax.Array, jax.Array]:
+        data = jnp.asarray(meta['rng']['data'], jnp.uint32)
+        return jnp.int32(meta['step']), jax.random.wrap_key_data(data, impl=meta['rng']['impl'])
+
+    # Computed rather than put: devices of other processes cannot be put to.
+    step, rng = jax.jit(make, out_shardings=(shardings.step, shardings.rng))()
     return TrainState(
-        step=jax.device_put(jnp.int32(meta['step']), shardings.step),
-        params=items['params'],
-        opt_state=items['opt_state'],
-        teacher=items.get('teacher'),
-        rng=jax.device_put(jax.random.wrap_key_data(data, impl=meta['rng']['impl']), shardings.rng),
+        step=step, params=items['params'], opt_state=items['opt_state'], teacher=items.get('teacher'), rng=rng
     )
