@@ -18,8 +18,10 @@ def run_jax(script: str, **variables: str) -> subprocess.CompletedProcess:
 
 def test_xla_knows_the_flags_for_gpus():
     (ours,) = {flags.environment(JobSpec('c.py', 'x', accelerator=f'{kind}:8'))['XLA_FLAGS'] for kind in ('h100', 'l4')}
-    assert not run_jax('import jax; jax.devices()', XLA_FLAGS=ours).returncode
-    assert 'Unknown flag' in run_jax('import jax; jax.devices()', XLA_FLAGS=f'{ours}s').stderr
+    # Flags are read when the first client is made; one that is not known ends the process.
+    script = 'from jaxlib import xla_client; xla_client.make_cpu_client()'
+    assert not run_jax(script, XLA_FLAGS=ours).returncode
+    assert 'Unknown flag' in run_jax(script, XLA_FLAGS=f'--xla_gpu_no_such_flag=true {ours}').stderr
 
 
 # Whether collectives run beside something else in the gradient of a sharded perceptron, compiled for 16 chips.
@@ -43,6 +45,7 @@ print('async-collective-start' in step.lower(*shapes).compile().as_text())
 """
 
 
+@pytest.mark.slow  # Eight compilations of some seconds each.
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed: pip install 'jax[tpu]'"
 )
