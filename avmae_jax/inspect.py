@@ -28,6 +28,7 @@ from avmae_jax.data.video import decode_frames
 from avmae_jax.evaluation import drawing
 from avmae_jax.progress import progress
 from avmae_jax.structs import Clip
+from avmae_jax.training import goodput
 
 _VERIFY = flags.DEFINE_bool(
     'verify', None, 'Read every byte (--verify) or none (--noverify); by default as size allows.'
@@ -133,6 +134,9 @@ def inspect_run(path: epath.Path) -> Inspection:
             last = json.loads(rows[-1])
             lines.append(('scalars', f'{len(rows):,} lines, the last of step {last.get("step"):,}'))
             lines.append(('', ', '.join(f'{name} {value:.4g}' for name, value in last.items() if name != 'step')))
+    spent = goodput.summarise(goodput.read(path))
+    if spent is not None:
+        lines.append(('goodput', str(spent)))
     folder = path / 'checkpoints' if (path / 'checkpoints').exists() else path
     steps = sorted((child for child in folder.iterdir() if child.name.isdigit()), key=lambda child: int(child.name))
     for i, step in enumerate(steps):

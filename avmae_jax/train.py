@@ -10,9 +10,11 @@ happened. The workdir gets
     parameters.txt    the table of parameters                 pictures/*.png    what the model sees, and makes of it
     train.log         what was logged                         profile/          a trace, if one was asked for
 
-Exit codes: 0 done; 2 a setting is wrong; 65 the data cannot be read; 70 the loss was not finite (see
-nonfinite-STEP/ in the workdir); 74 no checkpoint could be written (disk full); 75 stopped by SIGTERM after saving:
-the same command goes on.
+Exit codes: 0 done; 2 a setting is wrong, or another job is at work in the workdir; 65 the data cannot be read; 70 the
+loss was not finite (see nonfinite-STEP/ in the workdir); 71 stuck: no step for parallel.watchdog_seconds, or no batch
+for data.stall_seconds; 74 no checkpoint could be written (disk full); 75 stopped by SIGTERM after saving. After 71, 75
+and everything else (1, or a signal: a crash, another process of the job was lost) the same command goes on.
+docs/reliability.md has the whole list.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -41,14 +44,14 @@ from avmae_jax import checks, experiment, settings
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.workers import LoaderError
+from avmae_jax.data.workers import LoaderError, StalledError
 from avmae_jax.evaluation import painting, pictures, sound
 from avmae_jax.evaluation.reconstruction import draw_fixed
 from avmae_jax.objectives import Classification, Objective
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.structs import Batch
-from avmae_jax.training import goodput, loop, nonfinite, report, writer
+from avmae_jax.training import goodput, lock, loop, nonfinite, report, writer
 from avmae_jax.training import state as state_lib
 from avmae_jax.training import step as step_lib
 from avmae_jax.training.optimizer import averaged
@@ -71,14 +74,16 @@ class ExitCode(enum.IntEnum):
     """What a scheduler needs to know; the numbers are those of sysexits.h."""
 
     DONE = 0
+    FAILED = 1
     SETTINGS = 2
     DATA = 65
     NONFINITE = 70
+    STUCK = 71
     STORAGE = 74
     PREEMPTED = 75
 
 
-def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> ExitCode:
+def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdog: hosts.Watchdog) -> ExitCode:
     """Trains, or goes on training, on the devices of this job; needs `checks.check` to have passed."""
     mesh = mesh_lib.make_mesh(**{axis: config['parallel'][axis] for axis in mesh_lib.AXES})
     checks.check_devices(config, mesh)
@@ -98,6 +103,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
     with account.spend('compile'):
         train_step = compile_step(config, parts, source, abstract=abstract, shardings=shardings, rows=rows)
 
+    watchdog.progress(slow=True)
     checkpoints = Checkpoints(
         workdir / 'checkpoints',
         keep_last=config['checkpoint']['keep_last'],
@@ -108,6 +114,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
     if state is None:
         state = first_state(config, parts, source, shardings=shardings, folder=workdir)
     start_step = int(state.step)
+    watchdog.progress(slow=True)
     report.write_overview(state.params, workdir / 'parameters.txt')
 
     def make_meta(state: state_lib.TrainState) -> dict[str, Any]:
@@ -160,8 +167,15 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture) -> Exit
                     first_step=config['report']['profile_first_step'],
                     num_steps=config['report']['profile_num_steps'],
                 ),
-                watchdog=hosts.Watchdog(config['parallel']['watchdog_seconds']),
-                hooks=make_hooks(config, parts, rows=rows, metric_writer=metric_writer, folder=workdir / 'pictures'),
+                watchdog=watchdog,
+                hooks=make_hooks(
+                    config,
+                    parts,
+                    rows=rows,
+                    metric_writer=metric_writer,
+                    folder=workdir / 'pictures',
+                    watchdog=watchdog,
+                ),
                 save=save,
                 save_every_steps=config['checkpoint']['every_steps'],
                 check_save=checkpoints.check,
@@ -258,7 +272,13 @@ def restore(
 
 
 def make_hooks(
-    config: settings.Config, parts: experiment.Parts, *, rows: Any, metric_writer: Any, folder: epath.Path
+    config: settings.Config,
+    parts: experiment.Parts,
+    *,
+    rows: Any,
+    metric_writer: Any,
+    folder: epath.Path,
+    watchdog: hosts.Watchdog,
 ) -> dict[str, loop.Hook]:
     """Evaluation on the other split, whose loss ranks checkpoints, and pictures of reconstructions."""
     evaluation, num_pictures = config['evaluation'], config['report']['num_pictures']
@@ -276,6 +296,7 @@ def make_hooks(
                 losses = evaluate_batch(params, hosts.global_batch(batch, rows))
                 table.append({name: float(value) for name, value in losses.items()})
                 weights.append(table[-1].pop('weight'))
+                watchdog.progress(slow=True)
         means = {name: float(np.average([row[name] for row in table], weights=weights)) for name in table[0]}
         metric_writer.write_scalars(int(state.step), {f'{split}/{name}': value for name, value in means.items()})
         told = ', '.join(f'{name} {value:.5g}' for name, value in means.items())
@@ -357,18 +378,37 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str,
 
 def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     """Checks settings and data, starts the job, trains."""
-    source = experiment.open_train_sources(config)
-    checks.check(config, source)
-    # Before its first checkpoint a run has nothing to lose: a setting that was told to be wrong may be put right.
-    if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
-        settings.check_resumable(settings.load_config(workdir), config, workdir)
-    hosts.keep_freed_memory()
-    if _DISTRIBUTED.value:
-        hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if jax.process_index() == 0:
-        settings.save_config(config, workdir)
-    log_to_file(workdir / 'train.log')
-    return train(config, workdir, source)
+    with hosts.Watchdog(config['parallel']['watchdog_seconds'], ExitCode.STUCK) as watchdog:
+        source = experiment.open_train_sources(config)
+        checks.check(config, source)
+        # Before its first checkpoint a run has nothing to lose: a setting that was told to be wrong may be put right.
+        if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
+            settings.check_resumable(settings.load_config(workdir), config, workdir)
+        hosts.keep_freed_memory()
+        if _DISTRIBUTED.value:
+            hosts.initialize(
+                _COORDINATOR.value,
+                _NUM_PROCESSES.value,
+                _PROCESS_ID.value,
+                heartbeat_seconds=config['parallel']['heartbeat_seconds'],
+            )
+        with contextlib.closing(claim(workdir)):
+            if jax.process_index() == 0:
+                settings.save_config(config, workdir)
+            log_to_file(workdir / 'train.log')
+            return train(config, workdir, source, watchdog)
+
+
+def claim(workdir: epath.Path) -> lock.WorkdirLock | contextlib.ExitStack:
+    """Has process 0 lock the workdir; ValueError on all processes when another job has it."""
+    mine = lock.WorkdirLock(workdir) if jax.process_index() == 0 else None
+    if hosts.broadcast(mine is not None and mine.holder is not None):
+        by = '' if mine is None else f' by {mine.holder}'
+        raise ValueError(
+            f'{workdir} is in use{by}: two jobs in one workdir would overwrite each other. Wait for its end, or give '
+            'another --workdir.'
+        )
+    return mine or contextlib.ExitStack()
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
@@ -418,6 +458,8 @@ def main(argv: list[str]) -> int:
     workdir = epath.Path(_WORKDIR.value)
     try:
         return run(settings.to_plain(_CONFIG.value), workdir)
+    except StalledError as error:
+        return fail(ExitCode.STUCK, error)
     except (TooManyDamagedError, LoaderError) as error:
         return fail(ExitCode.DATA, error)
     except nonfinite.NonFiniteError as error:
@@ -433,8 +475,7 @@ def main(argv: list[str]) -> int:
         logging.debug('The setting was found wrong here:', exc_info=True)
         return fail(ExitCode.SETTINGS, error)
     except Exception:
-        logging.exception('Stopped by an error that nobody foresaw:')
-        hosts.leave(1)
+        hosts.leave(ExitCode.FAILED, traceback.format_exc())
         raise
 
 

@@ -342,8 +342,15 @@ def adam(base_learning_rate: float, **warmup: float) -> dict:
 
 
 def parallel(rules: str = 'replicated') -> dict:
-    """parallel/: the mesh, one of rules.RULES, and the watchdog over a process that is stuck (0: none)."""
-    return dict(rules=rules, replica=1, data=-1, model=1, watchdog_seconds=1800.0)
+    """parallel/: the mesh, one of rules.RULES, and how soon a job ends that cannot go on (docs/reliability.md)."""
+    return dict(
+        rules=rules,
+        replica=1,
+        data=-1,
+        model=1,
+        watchdog_seconds=1800.0,  # Without a step for that long, a process tells its stacks and ends; 0: never.
+        heartbeat_seconds=100,  # Without a sign of life of a process for that long, the others end.
+    )
 
 
 def checkpoint(every_steps: int, keep_last: int = 2, keep_best: int = 1) -> dict:

@@ -55,6 +55,14 @@ def test_a_dataset_is_described_and_drawn_and_no_jax_is_imported(tiny_dataset, t
     assert cv2.imread(str(sheet)).shape[0] > 300
 
 
+def test_a_run_tells_where_its_time_went_before_it_has_ended(tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    parts = {'steps': 75.0, 'compile': 25.0}
+    line = {'began': 1e9, 'seconds': 100.0, 'first_step': 0, 'step': 10, 'parts': parts}
+    (tmp_path / 'goodput.jsonl').write_text(json.dumps(line) + '\n')
+    assert '75 % of 1 min 40 s were steps that count (steps 1 min 15 s, compile 25 s)' in run(tmp_path).stdout
+
+
 def test_an_undamaged_dataset_has_no_faults(tiny_dataset):
     for check in inspection.CHECKS:
         assert inspection.inspect_dataset(epath.Path(tiny_dataset), check).faults == []

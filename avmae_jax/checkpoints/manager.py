@@ -140,6 +140,8 @@ class Checkpoints:
 
     def _fail(self, error: Exception) -> NoReturn:
         """Leaves nothing half-written behind and says what is needed."""
+        if isinstance(_cause(error), jax.errors.JaxRuntimeError):
+            raise error  # Nothing of the disk: another process was lost, which writes a part of it.
         self._remove_temporary()
         free = self._free_bytes()
         good = self._steps()
@@ -303,10 +305,16 @@ def _step_metadata(folder: epath.Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if not name.startswith('commit_')}
 
 
-def _last_line(error: BaseException) -> str:
-    """The cause in one line: orbax wraps what the file system said in several."""
+def _cause(error: BaseException) -> BaseException:
+    """What came first: orbax wraps what the file system said in several."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _last_line(error: BaseException) -> str:
+    """The cause in one line."""
+    error = _cause(error)
     text = str(error).strip() or repr(error)
     if 'No space left' in text or 'ENOSPC' in text:
         return 'no space left on device'

@@ -15,7 +15,7 @@ from avmae_jax.data.mixing import Mixture, Place
 from avmae_jax.data.slots import slot_bytes
 from avmae_jax.data.threads import Threads
 from avmae_jax.data.workbench import Damaged
-from avmae_jax.data.workers import LoaderError, Processes, TooManyDamagedError
+from avmae_jax.data.workers import LoaderError, Processes, StalledError, TooManyDamagedError
 from avmae_jax.structs import Batch
 
 
@@ -105,13 +105,18 @@ class Stream:
         try:
             found = self._loader.get(self._position, self.stall_seconds)
             if found is None:
-                raise LoaderError(
+                raise StalledError(
                     f'no batch for {self.stall_seconds:.0f} s (stall_seconds): waiting for step {self.step} from '
                     f'{self._loader.describe(self._position)}, which reads {self._describe_files()}. Is the '
                     f'disk or the network there?'
                 )
             batch, damaged = found
             self._count_damaged(damaged)
+        except OSError as error:  # Such as a file that is gone.
+            self.close()
+            raise LoaderError(
+                f'the data cannot be read any more: {error}. Step {self.step} reads {self._describe_files()}.'
+            ) from error
         except BaseException:
             self.close()
             raise

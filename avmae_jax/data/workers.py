@@ -38,6 +38,10 @@ class LoaderError(RuntimeError):
     """The loader cannot go on: a worker died or failed, or nothing has arrived for too long."""
 
 
+class StalledError(LoaderError):
+    """Nothing has arrived for too long; it may be otherwise when tried again."""
+
+
 class TooManyDamagedError(ValueError):
     """More records are damaged than the run accepts."""
 

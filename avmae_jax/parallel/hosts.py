@@ -9,6 +9,7 @@ import logging as python_logging
 import os
 import queue
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ CLUSTER_VARIABLES = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAM
 # environment of a Cloud TPU VM does not say, but its metadata, which jax then asks.
 ON_TPU = 'TPU_ML_PLATFORM'
 
+SLOW_SECONDS = 1800.0  # Of the watchdog, for what is no step. To compile the largest models takes minutes.
+_TELL_SECONDS = 10.0
 
 # glibc's malloc.h: option number -> value in bytes.
 _MALLOPT = {-1: 2**31 - 1, -2: 1 << 26, -3: 1 << 30}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
@@ -43,21 +46,34 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = 100,
+) -> None:
     """Joins the processes of this job; call before the first use of a device.
 
     A single process joins a job of one: only a process of a job learns of SIGTERM in time to save.
     Without arguments the cluster is recognised (Slurm, Open MPI, Cloud TPU); without one this is the only process.
+
+    Args:
+      heartbeat_seconds: the others of a process that was not heard of for so long end.
     """
+    if heartbeat_seconds < 1:
+        raise ValueError(f'heartbeat_seconds={heartbeat_seconds} must be at least 1.')
+    more: dict[str, Any] = {'heartbeat_timeout_seconds': int(heartbeat_seconds)}
     if coordinator is not None or num_processes is not None or process_id is not None:
         if coordinator is None or num_processes is None or process_id is None:
             raise ValueError(
                 f'--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: '
                 'give all three or none.'
             )
-        jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method='deactivate')
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, cluster_detection_method='deactivate', **more
+        )
     elif ON_TPU in os.environ or any(_several(os.environ.get(name)) for name in CLUSTER_VARIABLES):
-        jax.distributed.initialize()
+        jax.distributed.initialize(**more)
     else:
         # One process has nobody to talk to, and gloo wants the host's own name to resolve, which it may not.
         jax.config.update('jax_cpu_collectives_implementation', None)
@@ -70,6 +86,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
             0,
             cluster_detection_method='deactivate',
             coordinator_bind_address=f'127.0.0.1:{port}',
+            **more,
         )
 
 
@@ -102,12 +119,14 @@ def global_array(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def leave(code: int) -> None:
+def leave(code: int, last_words: str = '') -> None:
     """Ends this process of a job at once, for a failure that the others may not share; returns in a job of one.
 
     An orderly end waits for the other processes, and these wait for this one in the middle of a step.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if last_words:
+            logging.error('%s', last_words)
         python_logging.shutdown()
         os._exit(code)
 
@@ -184,22 +203,77 @@ class Prefetch:
 
 
 class Watchdog:
-    """Ends a process that makes no progress, with the stacks of its threads.
+    """Ends a process that achieves nothing for too long, with the stacks of all its threads.
 
-    A stuck process (not a dead one) keeps the others of its job waiting past every heartbeat of jax.distributed.
+    A stuck process (not a dead one) keeps the others of its job waiting past every heartbeat of jax.distributed. All of
+    them wait, so the watchdogs of all of them end the job.
+
+    A thread of Python watches. Where another one holds the interpreter's lock and never gives it back, a timer in C
+    (faulthandler) ends the process somewhat later; it knows no exit code but 1.
+
+    Args:
+      seconds: within which a step must follow the one before; 0 watches nothing.
+      code: to exit with.
+      slow_seconds: for what is no step, if that is longer: start, compiling, the first step, evaluation, saving.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: int | float, code: int, slow_seconds: int | float = SLOW_SECONDS):
+        if seconds < 0:
+            raise ValueError(f'watchdog_seconds={seconds} must be at least 0, which watches nothing.')
         self.seconds = seconds
-        self._armed = 0.0
+        self.slow_seconds = max(seconds, slow_seconds)
+        self._code = code
+        self._limit = self.slow_seconds
+        self._since = time.monotonic()
+        self._deadline = self._since + self._limit
+        self._closed = threading.Event()
+        if seconds > 0:
+            self._arm_fallback()
+            threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
 
-    def progress(self) -> None:
-        """Call when something was achieved."""
-        now = time.monotonic()
-        if self.seconds > 0 and now - self._armed > self.seconds / 100:
-            faulthandler.dump_traceback_later(self.seconds, exit=True)
-            self._armed = now
+    def progress(self, *, slow: bool = False) -> None:
+        """Call when something was achieved; `slow` says that what comes next is no step."""
+        if self.seconds == 0:
+            return
+        limit, before = self.slow_seconds if slow else self.seconds, self._limit
+        self._since, self._limit = time.monotonic(), limit
+        self._deadline = self._since + limit  # The only thing that the other thread decides by.
+        if limit != before or self._since - self._armed > limit / 100:
+            self._arm_fallback()
 
     def close(self) -> None:
+        self._closed.set()
         if self.seconds > 0:
             faulthandler.cancel_dump_traceback_later()
+
+    def __enter__(self) -> Watchdog:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _arm_fallback(self) -> None:
+        self._armed = time.monotonic()
+        faulthandler.dump_traceback_later(1.1 * self._limit + 2 * _TELL_SECONDS, exit=True)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.seconds / 10)):
+            if time.monotonic() > self._deadline:
+                # What the process hangs in may be the terminal or the log: telling must not keep it from ending.
+                telling = threading.Thread(target=self._tell, daemon=True)
+                telling.start()
+                telling.join(_TELL_SECONDS)
+                os._exit(self._code)
+
+    def _tell(self) -> None:
+        with tempfile.TemporaryFile() as file:  # faulthandler keeps the lock of the interpreter while it writes.
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            os.write(2, file.read())
+        logging.error(
+            'Stuck: process %d of %s got nothing done for %.0f s (parallel.watchdog_seconds=%g; %g where no step is '
+            'due). Above is what its threads were doing. If it only needs longer, raise the setting; if not, the same '
+            'command goes on from the last checkpoint.',
+            os.getpid(), socket.gethostname(), time.monotonic() - self._since, self.seconds, self.slow_seconds,
+        )  # fmt: skip
+        python_logging.shutdown()

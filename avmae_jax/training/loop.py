@@ -84,6 +84,7 @@ def train(
       train_step: compiled; donates its state.
       save: writes a checkpoint; asynchronous. It is called with the `metric` that a hook gave at that step.
       account: where the time goes.
+      watchdog: hears of every step, and of what is none; closed by the caller.
       check_save: raises when the save under way has failed.
       preempted: asked before each step with the number of steps done; the same answer on all processes.
       on_nonfinite: gets (state before the step, step, host rows, device batch) and raises.
@@ -99,6 +100,7 @@ def train(
             oldest = in_flight.popleft()
             metrics = to_host(oldest.metrics)
             if not metrics['finite']:
+                watchdog.progress(slow=True)
                 on_nonfinite(state, oldest.step, oldest.rows, oldest.batch)
             watchdog.progress()
             bar.update()
@@ -121,6 +123,7 @@ def train(
         while done < num_steps:
             if preempted(done):
                 settle(0)
+                watchdog.progress(slow=True)
                 if saved < done:
                     with account.spend('save'):
                         save(state, None)
@@ -139,20 +142,21 @@ def train(
             save_due = last or (save_every_steps > 0 and done % save_every_steps == 0)
             if due or save_due:
                 settle(0)
+                watchdog.progress(slow=True)
                 began = time.monotonic()
                 metric = None
                 with account.spend('hooks'):
                     for hook in due:
                         metric = (hook.run(state) or {}).get('metric', metric)
-                        watchdog.progress()
+                        watchdog.progress(slow=True)
                 if save_due:
                     with account.spend('save'):
                         save(state, metric)
                     saved = done
+                watchdog.progress(slow=last)
                 report.pause(time.monotonic() - began)
         account.write(done, batches.wait_seconds)
         return Finished(state, preempted=False)
     finally:
         profile.close()
-        watchdog.close()
         bar.close()

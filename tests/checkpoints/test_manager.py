@@ -132,6 +132,22 @@ def test_reading_somebodys_run_changes_nothing_in_it(tmp_path):
     assert sorted(path.as_posix() for path in tmp_path.rglob('*')) == before
 
 
+def test_a_process_lost_in_a_save_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    checkpoints = manager.Checkpoints(tmp_path / 'checkpoints')
+
+    def lose_a_process(*_, **__):
+        try:
+            raise jax.errors.JaxRuntimeError('UNAVAILABLE: the barrier was not reached')
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError('what orbax makes of it') from error
+
+    monkeypatch.setattr(checkpoints._manager, 'save', lose_a_process)
+    with pytest.raises(ValueError, match='what orbax makes of it'):  # And no CheckpointError, after which none retries.
+        checkpoints.save(1, _items(), {})
+    monkeypatch.undo()
+    checkpoints.close()
+
+
 def test_a_full_disk_is_told_with_folder_space_and_need_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     _save_steps(tmp_path, [1])
     checkpoints = manager.Checkpoints(tmp_path / 'checkpoints')

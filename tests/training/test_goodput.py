@@ -1,4 +1,5 @@
 import json
+import re
 import time
 
 import pytest
@@ -33,6 +34,25 @@ def test_a_clock_on_the_wall_that_jumps_back_takes_no_time_away():
     first, second = session(1000.0, 10.0, 0, 5, steps=10.0), session(500.0, 10.0, 5, 10, steps=10.0)
     found = goodput.summarise([first, second])
     assert found.seconds == 20 and found.share == 1
+
+
+def test_while_a_session_runs_the_clock_on_the_wall_may_jump(tmp_path, monkeypatch):
+    account = goodput.Account(tmp_path)
+    account.begin_steps(0)
+    monkeypatch.setattr(goodput.time, 'time', lambda: -1e9)
+    with account.spend('save'):
+        time.sleep(0.02)
+    account.write(1, 0.0)
+    (line,) = goodput.read(tmp_path)
+    assert 0.02 <= line['parts']['save'] <= line['seconds'] < 5 and line['began'] > 0
+
+
+def test_nothing_but_gaps_and_labels_reads_the_clock_on_the_wall(repository):
+    package = repository / 'avmae_jax'
+    clock = re.compile(r'time\.time(_ns)?\(|datetime|strftime|CLOCK_REALTIME')
+    found = {str(path.relative_to(package)) for path in package.rglob('*.py') if clock.search(path.read_text())}
+    # The gaps between sessions; the label that TensorBoard shows beside a step.
+    assert found == {'training/goodput.py', 'training/writer.py'}
 
 
 def test_of_each_session_the_last_whole_line_counts(tmp_path):
