@@ -408,13 +408,13 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
 
     The rest is what it would be without: initialised from config.seed.
 
-    Returns: arrays on this host, and the report.
+    Returns: numpy arrays, and the report.
     """
     section = config['start']
     other = _read_vit(section, parts) if is_vit(section['path']) else _read_run(config, source)
     key, _ = jax.random.split(jax.random.key(config['seed']))  # As training/state.py initialises.
     fresh = jax.tree.map(np.asarray, jax.jit(make_init_params(parts.model, parts.objective, parts.shapes))(key))
-    return _or_setting(
+    params, report = _or_setting(
         'start',
         functools.partial(
             transfer.transfer,
@@ -429,6 +429,7 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
         fresh,
         other.params,
     )
+    return jax.tree.map(np.asarray, params), report
 
 
 def is_vit(path: str) -> bool:

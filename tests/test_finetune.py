@@ -315,7 +315,9 @@ def start_with(runs, small_finetuning):
 
 
 def test_a_start_that_does_not_fit_names_the_setting(start_with, runs):
-    with pytest.raises(ValueError, match=r'config.start: .* is \(\d+, 16\) in the start and \(\d+, 32\) in the model'):
+    with pytest.raises(
+        ValueError, match=r'config.start: .* is \(16,\) in the start and \(32,\) in the model: .* \(width, mlp_width'
+    ):
         start_with(**{'model.encoder.size.width': 32})
     with pytest.raises(ValueError, match=r'config.start: config.model.tokenizers.video.patch=\(1, 16, 16\)'):
         start_with(**{'model.tokenizers.video.patch': (1, 16, 16)})
