@@ -34,6 +34,7 @@ setup(
         'opencv-python-headless>=4.10',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12,<0.13',
+        'PyYAML>=6.0',
         'simplejpeg>=1.8',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.9,<5',

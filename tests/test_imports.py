@@ -56,8 +56,11 @@ def test_imports_point_down(path):
         assert LAYER_OF[other] < LAYER_OF[own], f'{path} must not import {other}: it lies no lower'
 
 
-@pytest.mark.parametrize('path', [*sorted((PACKAGE.parent / 'configs').rglob('*.py'))], ids=lambda path: path.name)
-def test_configs_import_nothing_of_the_package(path):
+OUTSIDE = [path for folder in ('configs', 'launch') for path in sorted((PACKAGE.parent / folder).rglob('*.py'))]
+
+
+@pytest.mark.parametrize('path', OUTSIDE, ids=lambda path: f'{path.parent.name}/{path.name}')
+def test_configs_and_launchers_import_nothing_of_the_package(path):
     assert not imported_parts(path)
 
 
