@@ -143,7 +143,7 @@ def start_training(repository, tiny_dataset, smallest, compilation_cache):
     """Starts `python -m avmae_jax.train` on the smallest config; what still runs at the end of the test is killed."""
     started = []
 
-    def start(workdir: pathlib.Path, *arguments: str, **more) -> subprocess.Popen:
+    def start(workdir: pathlib.Path, *arguments: str, num_devices: int = 1, **more) -> subprocess.Popen:
         values = {'data.path': tiny_dataset, **smallest}
         del values['model.encoder.fusion_layer']
         # The encoder with the fewest stacks, as it compiles fastest.
@@ -153,6 +153,7 @@ def start_training(repository, tiny_dataset, smallest, compilation_cache):
         environment = {
             **os.environ,
             'JAX_PLATFORMS': 'cpu',
+            'JAX_NUM_CPU_DEVICES': str(num_devices),
             'JAX_COMPILATION_CACHE_DIR': compilation_cache,
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         }
