@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 from avmae_jax.checkpoints import manager
 from avmae_jax.train import ExitCode
+from avmae_jax.training import goodput
 from avmae_jax.training.writer import read_scalars
 
 pytestmark = pytest.mark.timeout(900)  # Several processes each, on machines that may do something else too.
@@ -49,6 +52,30 @@ def is_saving(workdir: pathlib.Path) -> bool:
     return folder.is_dir() and any(manager.TEMPORARY_MARK in child.name for child in folder.iterdir())
 
 
+def start_job(start_training, workdir: pathlib.Path, num_processes: int, *arguments: str, **more) -> list:
+    """The processes of one job."""
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    job = [f'--coordinator=localhost:{port}', f'--num_processes={num_processes}', *arguments]
+    return [start_training(workdir, *job, f'--process_id={i}', **more) for i in range(num_processes)]
+
+
+def good_steps(workdir: pathlib.Path) -> set[int]:
+    """Of the checkpoints that are whole."""
+    folder = workdir / 'checkpoints'
+    there = [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
+    return {int(child.name) for child in there if manager.find_fault(child) is None}
+
+
+def loader_worker(process: subprocess.Popen) -> int:
+    """The pid of the first worker process of a training process."""
+    for pid in pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split():
+        if b'avmae_jax.data.workers' in pathlib.Path(f'/proc/{pid}/cmdline').read_bytes():
+            return int(pid)
+    raise LookupError('It has no worker.')
+
+
 @pytest.fixture(scope='module')
 def uninterrupted(request):
     return {}
@@ -57,8 +84,8 @@ def uninterrupted(request):
 @pytest.fixture
 def expected(uninterrupted, start_training, tmp_path_factory) -> list[dict]:
     """The figures of a run that nothing happened to; made once."""
-    if not uninterrupted:
-        workdir = tmp_path_factory.mktemp('uninterrupted')
+    if 'figures' not in uninterrupted:
+        workdir = uninterrupted['workdir'] = tmp_path_factory.mktemp('uninterrupted')
         finish(start_training(workdir))
         uninterrupted['figures'] = figures(workdir)
         assert [line['step'] for line in uninterrupted['figures']] == list(range(1, NUM_STEPS + 1))
@@ -148,11 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_what_is_needed_to_lo
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_and_one_alone_goes_on(expected, start_training, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        port = probe.getsockname()[1]
-    job = ['--config.parallel.rules=fsdp', f'--coordinator=localhost:{port}', '--num_processes=2']
-    first, second = (start_training(tmp_path, *job, f'--process_id={i}') for i in range(2))
+    first, second = start_job(start_training, tmp_path, 2, '--config.parallel.rules=fsdp')
     wait_until(first, lambda: steps_done(tmp_path) >= 5)
     second.send_signal(signal.SIGTERM)
     finish(first, code=ExitCode.PREEMPTED)
@@ -162,3 +185,206 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_alone_goes_on(expec
     assert len(figures(tmp_path)) == NUM_STEPS
     for ours, theirs in zip(figures(tmp_path)[:20], expected[:20], strict=True):
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-3)
+
+
+# -- Two processes, of which one has bad luck --
+
+NUM_PAIR_STEPS = 120
+HEARTBEAT_SECONDS = 10
+PAIR = (
+    '--config.parallel.rules=fsdp',
+    f'--config.num_steps={NUM_PAIR_STEPS}',
+    '--config.checkpoint.every_steps=20',
+    '--config.data.num_workers=1',
+    f'--config.parallel.heartbeat_seconds={HEARTBEAT_SECONDS}',
+)
+
+
+@pytest.fixture
+def expected_of_two(uninterrupted, start_training, tmp_path_factory) -> list[dict]:
+    """The figures of two processes that nothing happened to; made once."""
+    if 'of two' not in uninterrupted:
+        workdir = tmp_path_factory.mktemp('uninterrupted-two')
+        for process in start_job(start_training, workdir, 2, *PAIR):
+            finish(process)
+        uninterrupted['of two'] = figures(workdir)
+    return uninterrupted['of two']
+
+
+def end_by_itself(process: subprocess.Popen, seconds: float) -> tuple[int, str]:
+    """Exit code and output of a process that has nothing more to wait for."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f'a process whose partner is lost goes on after {seconds} s')
+    return process.returncode, output
+
+
+def kill_in_a_step(workdir, first, second):
+    wait_until(first, lambda: steps_done(workdir) >= 25)
+    second.kill()
+    code, output = end_by_itself(first, 60)
+    assert code not in (0, *FINAL), output[-4000:]
+
+
+def kill_in_a_save(workdir, first, second):
+    wait_until(first, lambda: steps_done(workdir) >= 30 and is_saving(workdir))
+    first.kill()  # The one that the other hears of everything from.
+    code, output = end_by_itself(second, 60)
+    assert code not in (0, *FINAL), output[-4000:]
+
+
+def freeze(workdir, first, second):
+    wait_until(first, lambda: steps_done(workdir) >= 65)
+    second.send_signal(signal.SIGSTOP)
+    code, output = end_by_itself(first, HEARTBEAT_SECONDS + 60)
+    assert code not in (0, *FINAL), output[-4000:]
+    second.send_signal(signal.SIGCONT)  # When it wakes up it is alone, and may not write anything.
+    code, output = end_by_itself(second, HEARTBEAT_SECONDS + 60)
+    assert code not in (0, *FINAL), output[-4000:]
+
+
+def starve(workdir, first, second):
+    """The second is alive, answers, and waits for data that never comes."""
+    wait_until(first, lambda: steps_done(workdir) >= 85)
+    worker = loader_worker(second)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        ends = [end_by_itself(process, 60) for process in (first, second)]
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    # Both wait, and whoever's watchdog is first takes the other along.
+    assert ExitCode.STUCK in [code for code, _ in ends], ends
+    told = next(output for code, output in ends if code == ExitCode.STUCK)
+    assert 'Stuck: process' in told and 'loop.py' in told
+    assert not {code for code, _ in ends} & {0, *FINAL}
+
+
+FINAL = (ExitCode.SETTINGS, ExitCode.DATA, ExitCode.NONFINITE, ExitCode.STORAGE)  # Trying again would not help.
+
+
+def test_when_one_of_two_is_lost_the_other_ends_and_both_go_on_bit_for_bit(expected_of_two, start_training, tmp_path):
+    committed: set[int] = set()
+    for bad_luck in (kill_in_a_step, kill_in_a_save, freeze, starve):
+        watchdog = f'--config.parallel.watchdog_seconds={15 if bad_luck is starve else 600}'
+        bad_luck(tmp_path, *start_job(start_training, tmp_path, 2, *PAIR, watchdog))
+        assert steps_done(tmp_path) < NUM_PAIR_STEPS, f'the run was over before {bad_luck.__name__}'
+        assert good_steps(tmp_path) and max(good_steps(tmp_path)) >= max(committed, default=0)
+        committed = good_steps(tmp_path)
+    for process in start_job(start_training, tmp_path, 2, *PAIR):
+        output = finish(process)
+        assert f'Going on from the checkpoint of step {max(committed)}' in output
+    assert figures(tmp_path) == expected_of_two
+    sessions = goodput.read(tmp_path)
+    found = goodput.summarise(sessions)
+    print(found)
+    assert found.num_sessions == 5 and found.parts['lost'] > 0 and found.parts['down'] > 0
+
+
+def test_a_slow_host_slows_the_job_down_and_its_log_says_what_it_waits_for(expected_of_two, start_training, tmp_path):
+    first, second = start_job(start_training, tmp_path, 2, *PAIR)
+    wait_until(first, lambda: steps_done(tmp_path) >= 100)
+    worker = loader_worker(second)
+    while first.poll() is None:  # The worker gets a tenth of the time.
+        try:
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(0.09)
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(0.01)
+        except ProcessLookupError:
+            break
+    finish(first)
+    waited = re.findall(rf'Step {NUM_PAIR_STEPS}: the device waited for data (\d+) %', finish(second))
+    assert waited and int(waited[0]) > 30
+    assert figures(tmp_path) == expected_of_two
+
+
+@pytest.mark.slow
+def test_a_run_moves_between_machines_of_any_shape_and_other_rules(expected, start_training, tmp_path):
+    shapes = ((4, 1, 'replicated'), (2, 2, 'fsdp'), (1, 1, 'replicated'), (1, 8, 'fsdp'))
+    for leg, (num_processes, num_devices, rules) in enumerate(shapes, start=1):
+        seldom = ('--config.checkpoint.every_steps=293', f'--config.parallel.rules={rules}')
+        processes = start_job(start_training, tmp_path, num_processes, *seldom, num_devices=num_devices)
+        wait_until(processes[0], lambda leg=leg: steps_done(tmp_path) >= 8 * leg)
+        processes[-1].send_signal(signal.SIGTERM)
+        for process in processes:
+            output = finish(process, code=ExitCode.PREEMPTED)
+        assert f'on {num_processes * num_devices} x cpu' in output
+        assert (f'Going on from the checkpoint of step {done}' in output) if leg > 1 else True
+        done = max(good_steps(tmp_path))
+    found = figures(tmp_path)
+    assert [line['step'] for line in found] == list(range(1, done + 1)) and done < NUM_STEPS
+    for ours, theirs in zip(found, expected[:done], strict=True):
+        assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-3)
+
+
+# -- One process, and a world that changes around it --
+
+
+def test_a_shard_that_disappears_is_read_on_while_it_is_open_and_then_missed_by_name(
+    expected, start_training, tiny_dataset, tmp_path
+):
+    dataset, workdir = shutil.copytree(tiny_dataset, tmp_path / 'data'), tmp_path / 'run'
+    here = f'--config.data.path={dataset}'
+    process = start_training(workdir, here)
+    wait_until(process, lambda: steps_done(workdir) >= 30)
+    shard = next(path for path in sorted(dataset.glob('*train*')) if not path.name.endswith('.index'))
+    shard.rename(tmp_path / shard.name)
+    wait_until(process, lambda: steps_done(workdir) >= 60)
+    process.kill()
+    process.wait()
+    committed = good_steps(workdir)
+    output = finish(start_training(workdir, here), code=ExitCode.SETTINGS)
+    assert f'{shard} is missing' in output and good_steps(workdir) == committed
+    (tmp_path / shard.name).rename(shard)
+    finish(start_training(workdir, here))
+    assert figures(workdir) == expected
+
+
+JUMPS = """
+import random, time
+_honest, _jumps = time.time, random.Random(0)
+time.time = lambda: _honest() + _jumps.choice((-86400, 86400))
+"""
+
+
+def test_a_clock_that_jumps_by_days_changes_nothing(expected, start_training, tmp_path, monkeypatch):
+    (tmp_path / 'sitecustomize.py').write_text(JUMPS)
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
+    began = time.monotonic()
+    process = start_training(tmp_path / 'run')
+    wait_until(process, lambda: steps_done(tmp_path / 'run') >= 100)
+    process.kill()
+    process.wait()
+    finish(start_training(tmp_path / 'run'))
+    assert figures(tmp_path / 'run') == expected
+    sessions = goodput.read(tmp_path / 'run')
+    assert all(abs(session['began'] - time.time()) > 40_000 for session in sessions)
+    assert sum(session['seconds'] for session in sessions) < time.monotonic() - began
+
+
+def test_a_second_job_in_a_workdir_is_refused_and_the_first_goes_on(expected, start_training, tmp_path):
+    first = start_training(tmp_path, '--config.parallel.heartbeat_seconds=900')
+    wait_until(first, lambda: steps_done(tmp_path) >= 5)
+    first.send_signal(signal.SIGSTOP)  # So that it is there until the other has ended, and changes nothing itself.
+    before = contents(tmp_path)
+    output = finish(start_training(tmp_path), code=ExitCode.SETTINGS)
+    assert f'is in use by process {first.pid} on {socket.gethostname()}' in output
+    assert contents(tmp_path) == before
+    first.send_signal(signal.SIGCONT)
+    finish(first)
+    assert figures(tmp_path) == expected
+
+
+def test_the_workdir_of_another_run_is_refused_and_left_as_it_is(expected, uninterrupted, start_training):
+    workdir = uninterrupted['workdir']
+    before = contents(workdir)
+    output = finish(start_training(workdir, '--config.seed=1'), code=ExitCode.SETTINGS)
+    assert 'holds a run with other settings: seed: 0 -> 1' in output
+    assert contents(workdir) == before
+
+
+def contents(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Sizes and times of change of all files."""
+    files = (path for path in sorted(folder.rglob('*')) if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
