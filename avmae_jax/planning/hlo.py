@@ -412,17 +412,14 @@ def total_bytes(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
 
 
 def gradient_dtypes(found: Sequence[Collective], smallest: int = 16) -> dict[str, int]:
-    """dtype -> bytes of what is added up over devices in the backward pass: gradients of parameters.
+    """dtype -> bytes of what is added up over devices behind the forward pass: gradients of parameters.
 
     Args:
-      smallest: arrays of fewer bytes are left out, as those of norms.
+      smallest: arrays of fewer bytes are left out: losses and norms.
     """
     table: dict[str, int] = {}
     for each in found:
-        if (
-            each.kind in ('all-reduce', 'reduce-scatter')
-            and 'transpose(' in each.where
-            and each.array_bytes >= smallest
-        ):
+        forward = 'jvp(' in each.where and 'transpose(' not in each.where
+        if each.kind in ('all-reduce', 'reduce-scatter') and not forward and each.array_bytes >= smallest:
             table[each.dtype] = table.get(each.dtype, 0) + each.array_bytes * each.times
     return table

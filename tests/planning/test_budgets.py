@@ -13,13 +13,20 @@ import sys
 import pytest
 
 BUDGETS = pathlib.Path(__file__).parent / 'budgets.json'
+# Small, as each is compiled whenever the tests run; layers are scanned, so that more of them would say no more.
+ALL = ('--num_clips=1000', '--config.batch_size=32', '--config.model.compute.dtype=bfloat16')
 CONFIGS = {
-    'pretrain': ('configs/pretrain/audioset.py:size=Ti,encoder=early', '--config.batch_size=32'),
-    'finetune': ('configs/finetune/vggsound.py:size=Ti,modalities=audio', '--config.batch_size=32'),
+    'pretrain': ('configs/tiny.py:encoder=early', '--config.parallel.rules=replicated'),
+    'finetune': (
+        'configs/finetune/tiny.py:modalities=audio',
+        '--num_classes=label=9',
+        '--config.parallel.rules=fsdp',
+        '--config.parallel.replica=4',
+    ),
 }
 TOLERANCE = 1.02  # Versions of the compiler differ by so much, and no more was seen.
 
-pytestmark = pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed: pip install 'avmae_jax[plan]'"
 )
 
@@ -64,12 +71,30 @@ def excesses(measured: dict, budget: dict) -> list[str]:
     return found
 
 
+@needs_compiler
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_step_takes_no_more_than_its_budget(name, repository, tmp_path, request):
-    measured = measure(compile_plan(*CONFIGS[name], folder=tmp_path, repository=repository))
+    measured = measure(compile_plan(*CONFIGS[name], *ALL, folder=tmp_path, repository=repository))
     budgets = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
     if request.config.getoption('--update-golden'):
         budgets[name] = measured
         BUDGETS.write_text(json.dumps(budgets, indent=1, sort_keys=True) + '\n')
     assert not excesses(measured, budgets[name]), '; '.join(excesses(measured, budgets[name]))
     assert budgets[name]['gradient_dtypes'] == ['f32'] and budgets[name]['donated']
+
+
+def test_what_is_worse_than_the_budget_is_named():
+    budget = {
+        'peak_bytes': 1000, 'collective_bytes': {'all-reduce f32': 100}, 'gradient_dtypes': ['f32'], 'donated': True
+    }  # fmt: skip
+    assert not excesses(budget, budget)
+    assert not excesses({**budget, 'peak_bytes': 1019, 'collective_bytes': {}}, budget)
+    worse = {
+        'peak_bytes': (1100, 'peak memory 1,100 bytes, of 1,000'),
+        'collective_bytes': ({'all-reduce f32': 100, 'all-gather bf16': 8}, 'all-gather bf16: 8 bytes, of 0'),
+        'gradient_dtypes': (['bf16', 'f32'], "gradients are added up in ['bf16', 'f32']"),
+        'donated': (False, 'not donated'),
+    }
+    for name, (value, words) in worse.items():
+        (found,) = excesses({**budget, name: value}, budget)
+        assert words in found
