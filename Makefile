@@ -36,7 +36,7 @@ $(VENV)/.runtime: setup.py constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: setup.py constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,plan]'
 	@touch $@ $(VENV)/.runtime
 
 clean:

@@ -43,6 +43,7 @@ setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'plan': ['jax[tpu]'],  # Its compiler, which needs no TPU.
         'gcs': ['etils[epath-gcs]', 'gcsfs'],
         'test': [
             'beartype>=0.20',

@@ -458,6 +458,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     config = None if _CONFIG.value is None else settings.read_config(_CONFIG.value)
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
+    hosts.skip_absent_tpu()
     job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if any(value is not None for value in job) or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
         hosts.initialize(*job)

@@ -34,10 +34,12 @@ from avmae_jax.ops import augment
 from avmae_jax.ops.mixup import CutMix, Mixup
 from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
 from avmae_jax.settings import Config, choose, construct
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
+from avmae_jax.training import step as step_lib
 from avmae_jax.weights import vit
 
 # -- Sections to objects --
@@ -386,13 +388,18 @@ def build(config: Config, source: Mixture) -> Parts:
     )
 
 
-def step_flops(config: Config, parts: Parts) -> float:
-    """What a step takes over all devices, by the mathematics and not by how it is computed."""
+def step_flops(config: Config, parts: Parts, *, repeated: bool = False) -> float:
+    """What a step takes over all devices, by the mathematics and not by how it is computed.
+
+    Args:
+      repeated: with what is computed a second time where the backward pass finds the inputs of layers alone
+        (model.compute.remat='full').
+    """
     shapes = {modality: (1, *shape) for modality, shape in parts.shapes.items()}
-    if isinstance(parts.objective, objectives.Classification):
-        return float(config['batch_size'] * flops.training_flops(parts.model, shapes))
-    per_clip = flops.training_flops(parts.model, shapes, parts.objective.mask_ratio, parts.objective.terms)
-    return float(config['batch_size'] * per_clip)
+    asked: dict[str, Any] = {}
+    if not isinstance(parts.objective, objectives.Classification):
+        asked = dict(mask_ratio=parts.objective.mask_ratio, terms=parts.objective.terms)
+    return float(config['batch_size'] * flops.training_flops(parts.model, shapes, **asked, repeated=repeated))
 
 
 class Start(NamedTuple):
@@ -490,6 +497,46 @@ def abstract_batch(config: Config, view: views.View, source: Mixture, sharding: 
         seed=array(2, dtype=jnp.uint32),
         weight=array(dtype=jnp.float32),
         damaged=array(dtype=jnp.int32),
+    )
+
+
+class Placed(NamedTuple):
+    """Where a run lies on a mesh.
+
+    Attributes:
+      state: its state as shapes, types and places.
+      shardings: of the state, in the same tree.
+      rows: of a batch.
+    """
+
+    state: state_lib.TrainState
+    shardings: state_lib.TrainState
+    rows: jax.NamedSharding
+
+
+def place(config: Config, parts: Parts, mesh: jax.sharding.Mesh) -> Placed:
+    """What a run will have where, without computing or allocating any of it; the devices need not be here."""
+    init = make_init(parts)
+    shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, config['parallel']['rules'])
+    return Placed(state_lib.abstract_state(init, shardings), shardings, rules.batch_sharding(mesh))
+
+
+def compile_step(config: Config, parts: Parts, source: Mixture, placed: Placed) -> Any:
+    """The training step, compiled for the mesh on which everything is placed."""
+    lose_modality_ratio = parts.preprocess.lose_modality_ratio
+    train_step = step_lib.make_train_step(
+        step_lib.make_loss(parts.model, parts.objective, parts.preprocess, lose_modality_ratio=lose_modality_ratio),
+        objective=parts.objective,
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
+        accumulate_steps=config['optimizer']['accumulate_steps'],
+    )
+    return step_lib.jit_train_step(
+        train_step,
+        state=placed.state,
+        shardings=placed.shardings,
+        batch=abstract_batch(config, parts.view, source, placed.rows),
+        batch_sharding=placed.rows,
     )
 
 

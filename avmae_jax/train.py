@@ -48,12 +48,11 @@ from avmae_jax.data.workers import LoaderError, StalledError
 from avmae_jax.evaluation import painting, pictures, sound
 from avmae_jax.evaluation.reconstruction import draw_fixed
 from avmae_jax.objectives import Classification, Objective
-from avmae_jax.parallel import hosts, rules
+from avmae_jax.parallel import hosts
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.structs import Batch
 from avmae_jax.training import goodput, lock, loop, nonfinite, report, writer
 from avmae_jax.training import state as state_lib
-from avmae_jax.training import step as step_lib
 from avmae_jax.training.optimizer import averaged
 
 _STARTED = time.monotonic()  # What was imported before takes a second or two more.
@@ -94,14 +93,12 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
         len(source), length.num_steps, config['batch_size'], length.num_steps / length.steps_per_epoch,
         experiment.step_flops(config, parts) / config['batch_size'] / 1e9, mesh.size, jax.devices()[0].device_kind,
     )  # fmt: skip
-    init = experiment.make_init(parts)
-    shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, config['parallel']['rules'])
-    abstract = state_lib.abstract_state(init, shardings)
-    rows = rules.batch_sharding(mesh)
+    placed = experiment.place(config, parts, mesh)
+    shardings, rows = placed.shardings, placed.rows
     is_first = jax.process_index() == 0
     account = goodput.Account(workdir if is_first else None, time.monotonic() - _STARTED)
     with account.spend('compile'):
-        train_step = compile_step(config, parts, source, abstract=abstract, shardings=shardings, rows=rows)
+        train_step = compile_step(config, parts, source, placed)
 
     watchdog.progress(slow=True)
     checkpoints = Checkpoints(
@@ -110,7 +107,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
         keep_best=config['checkpoint']['keep_best'],
     )
     with account.spend('restore'):
-        state = restore(checkpoints, abstract, shardings, dataset_digest=experiment.dataset_digest(source))
+        state = restore(checkpoints, placed.state, shardings, dataset_digest=experiment.dataset_digest(source))
     if state is None:
         state = first_state(config, parts, source, shardings=shardings, folder=workdir)
     start_step = int(state.step)
@@ -199,29 +196,11 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
 
 
 def compile_step(
-    config: settings.Config, parts: experiment.Parts, source: Mixture, *, abstract: Any, shardings: Any, rows: Any
-) -> Any:
+    config: settings.Config, parts: experiment.Parts, source: Mixture, placed: experiment.Placed
+) -> Callable[..., Any]:
     """The training step, compiled for this mesh."""
-    train_step = step_lib.make_train_step(
-        step_lib.make_loss(
-            parts.model,
-            parts.objective,
-            parts.preprocess,
-            lose_modality_ratio=parts.preprocess.lose_modality_ratio,
-        ),
-        objective=parts.objective,
-        optimizer=parts.optimizer,
-        schedule=parts.schedule,
-        accumulate_steps=config['optimizer']['accumulate_steps'],
-    )
     began = time.monotonic()
-    compiled = step_lib.jit_train_step(
-        train_step,
-        state=abstract,
-        shardings=shardings,
-        batch=experiment.abstract_batch(config, parts.view, source, rows),
-        batch_sharding=rows,
-    )
+    compiled = experiment.compile_step(config, parts, source, placed)
     memory = compiled.memory_analysis()
     logging.info(
         'Compiled the step in %.1f s; it takes %.1f MB a device besides the state.',
@@ -385,6 +364,7 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
         if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
             settings.check_resumable(settings.load_config(workdir), config, workdir)
         hosts.keep_freed_memory()
+        hosts.skip_absent_tpu()
         if _DISTRIBUTED.value:
             hosts.initialize(
                 _COORDINATOR.value,

@@ -13,7 +13,8 @@ from absl import flags
 
 # Tests compile much and compute little. Processes that tests start inherit this.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
-jax.config.update('jax_platforms', os.environ.get('JAX_PLATFORMS', 'cpu'))
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

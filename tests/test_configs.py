@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from avmae_jax import checks, evaluate, experiment, settings, train
+from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings
 from avmae_jax.models import sizes
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
@@ -63,41 +63,12 @@ CLASSES = {
 }
 
 
-class NoClips:
-    """A dataset as far as building a model goes: how large, and how it stores media."""
-
-    split = 'train'
-    spectrogram_shape = None
-
-    def __init__(self, num_clips: int, *, image: bool = False, classes: Mapping[str, int] | None = None):
-        self.num_clips = num_clips
-        multi = (classes or {}).get('label') == 527
-        self.info = DatasetInfo(
-            name='no_clips',
-            modalities=('image',) if image else ('audio', 'video'),
-            media=MediaSettings(
-                codec='jpeg', fps=12.5, short_side=256, jpeg_quality=85, sample_rate=16_000, clip_seconds=10.0, gop=0
-            ),
-            splits={'train': (), 'test': (), 'validation': (), **{f'fold{i}': () for i in range(1, 6)}},
-            labels={
-                head: LabelSet(tuple(f'class {i}' for i in range(count)), multi)
-                for head, count in (classes or {'label': 10}).items()
-            },
-            statistics={'audio': {'avmae': {'mean': 1.0, 'std': 2.0}}},
-        )
-
-    def __len__(self) -> int:
-        return self.num_clips
-
-    def __getitem__(self, index):
-        raise IndexError(index)
-
-    def where(self, index):
-        return 'nowhere'
-
-
 def source_for(name: str) -> Mixture:
-    return Mixture([NoClips(NUM_CLIPS[name], image='imagenet' in name, classes=CLASSES.get(name))])
+    classes = CLASSES.get(name, {'label': 10})
+    described = Described(
+        'no_clips', NUM_CLIPS[name], image='imagenet' in name, classes=classes, multi_label=classes.get('label') == 527
+    )
+    return Mixture([described])
 
 
 def build(name: str, arguments: str | None = None, **changes):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
-VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo'}
+VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo', 'plan'}
 # Neighbours of a layer are strangers to each other.
 LAYERS = (
     {'structs', 'progress', 'settings'},
@@ -16,6 +16,7 @@ LAYERS = (
     {'models', 'objectives', 'data', 'parallel'},
     {'checkpoints', 'weights'},
     {'training', 'evaluation'},
+    {'planning'},
     {'experiment'},
     {'checks'},
     VERBS,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from avmae_jax.models.blocks import REMAT, Block, Compute, LayerNorm, Layers, drop_rates, residual_scales
 from avmae_jax.models.encoders import Encoder, Tokens, join, split
 from avmae_jax.models.sizes import Size
+from avmae_jax.ops.dense import spread
 from avmae_jax.structs import JOINT_ORDER, Array
 
 Bottlenecks = Float[Array, 'b m d']
@@ -147,9 +148,9 @@ class MBT(Encoder):
             return None
         # As wide as BERT's embeddings at the start; so does MBT.
         init = nn.initializers.normal(stddev=0.02)
-        table = self.param('bottlenecks', init, (self.num_bottlenecks, self.size.width)).astype(self.compute.dtype)
+        table = self.param('bottlenecks', init, (self.num_bottlenecks, self.size.width))
         batch = len(next(iter(tokens.values())))
-        return jnp.broadcast_to(table[None], (batch, *table.shape))
+        return spread(table[None], (batch, *table.shape), self.compute.dtype)
 
     @nn.nowrap
     def run(

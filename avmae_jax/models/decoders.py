@@ -20,7 +20,7 @@ from avmae_jax.models.encoders import Tokens, join, split
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import Positions
 from avmae_jax.ops import masking
-from avmae_jax.ops.dense import last_axis
+from avmae_jax.ops.dense import last_axis, spread
 from avmae_jax.structs import Array, Mask, Modality
 
 INPAINTING_POSITIONS = ('place', 'before_shuffle')
@@ -60,12 +60,14 @@ class Filler(nn.Module):
         """[visible, mask tokens]; token i gets the position of place where[b, i], or of place i."""
         batch, num_visible, width = visible.shape
         num_masked = math.prod(self.grid) - num_visible
-        mask_token = last_axis(self.mask.astype(self.dtype), visible)
-        masked = jnp.broadcast_to(mask_token, (batch, num_masked, width))
-        table = jnp.asarray(self.positions(), self.dtype)
+        masked = spread(last_axis(self.mask, visible), (batch, num_masked, width), self.dtype)
+        table = jnp.asarray(self.positions())
         tokens = jnp.concatenate([visible, masked], axis=1)
-        tokens = tokens + (table[None] if where is None else masking.take_rows(table, where))
-        return tokens + last_axis(self.modality.astype(self.dtype), tokens) if self.modality_token else tokens
+        rows = table[None] if where is None else masking.take_rows(table, where)
+        tokens = tokens + spread(rows, tokens.shape, self.dtype)
+        if self.modality_token:
+            tokens = tokens + spread(last_axis(self.modality, tokens), tokens.shape, self.dtype)
+        return tokens
 
 
 class Decoder(nn.Module):

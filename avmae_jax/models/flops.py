@@ -155,6 +155,7 @@ def training_flops(
     shapes: Mapping[Modality, Sequence[int]],
     mask_ratio: Mapping[Modality, float] | None = None,
     terms: Iterable[str] = ('reconstruction',),
+    repeated: bool = False,
 ) -> int:
     """FLOPs of one training step for one clip: the gradient costs twice the forward pass, but inputs need none.
 
@@ -163,6 +164,7 @@ def training_flops(
       shapes: by modality, of a batch of inputs.
       mask_ratio: of the objective; a classifier hides nothing.
       terms: of the objective; a classifier has none.
+      repeated: count the forward pass of all layers twice, as where the backward pass computes them again.
     """
     if isinstance(model, Classifier):
         parts = classifier_flops(model, shapes)
@@ -170,4 +172,5 @@ def training_flops(
         grids = {m: model.tokenizers[m].grid(shape) for m, shape in shapes.items()}
         hidden = {m: masking.num_hidden(math.prod(grid), (mask_ratio or {})[m]) for m, grid in grids.items()}
         parts = forward_flops(model, shapes, hidden, terms)
-    return 3 * sum(parts.values()) - parts['embedding']
+    again = sum(parts.get(name, 0) for name in ('encoder', 'decoder')) if repeated else 0
+    return 3 * sum(parts.values()) - parts['embedding'] + again

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from avmae_jax.models.blocks import Dense
 from avmae_jax.ops import masking, patches, positions
-from avmae_jax.ops.dense import last_axis
+from avmae_jax.ops.dense import last_axis, spread
 from avmae_jax.structs import Array
 
 
@@ -123,18 +123,18 @@ class Tokenizer(nn.Module):
         table = table[None] if kept is None else masking.take_rows(table, kept)
         # Scenic's stems are convolutions with flax's default initialiser.
         embedding = Dense(width, dtype, kernel_init=nn.initializers.lecun_normal(), name='embedding')
-        tokens = embedding(cut) + table.astype(dtype)
+        tokens = embedding(cut)
+        tokens = tokens + spread(table, tokens.shape, dtype)
         if self.modality_token:
-            modality_token = self.param('modality_token', nn.initializers.zeros, (width,)).astype(dtype)
-            tokens = tokens + last_axis(modality_token, tokens)
+            modality_token = self.param('modality_token', nn.initializers.zeros, (width,))
+            tokens = tokens + spread(last_axis(modality_token, tokens), tokens.shape, dtype)
         if self.class_token:
-            token = self.param('class_token', nn.initializers.zeros, (width,)).astype(dtype)
+            token = self.param('class_token', nn.initializers.zeros, (width,))
             if self.class_position:
-                token = token + first[0].astype(dtype)
+                token = token + first[0]
                 token = token + modality_token if self.modality_token else token
-            tokens = jnp.concatenate(
-                [jnp.broadcast_to(last_axis(token, tokens), (len(tokens), 1, width)), tokens], axis=1
-            )
+            in_front_of_all = spread(last_axis(token, tokens), (len(tokens), 1, width), dtype)
+            tokens = jnp.concatenate([in_front_of_all, tokens], axis=1)
         return tokens
 
 

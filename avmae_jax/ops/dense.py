@@ -28,6 +28,11 @@ def rows_of(x: Float[Array, '*rows d']) -> Float[Array, 'r d']:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def spread(x: Float[Array, '*ones d'], shape: tuple[int, ...], dtype: str) -> Float[Array, '*rows d']:
+    """The same for every row, in `dtype`; the gradient is summed over rows, and over devices, in float32."""
+    return jnp.broadcast_to(x, shape).astype(dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def dense(
     x: Float[Array, '*rows d'], kernel: Float[Array, 'd e'], bias: Float[Array, 'e'] | None, dtype: str

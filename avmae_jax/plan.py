@@ -1,0 +1,309 @@
+"""Compiles the training step for machines that are not here; tells what it takes of memory, network, time and money.
+
+    python -m avmae_jax.plan --config=configs/pretrain/audioset.py:size=B --topology=v5e:4x4
+    python -m avmae_jax.plan --config=configs/pretrain/audioset.py:size=L --topology=v5e:16x16 --num_slices=2 \
+        --config.parallel.replica=32 --price=1.2 --output=plan
+    python -m avmae_jax.plan --config=configs/pretrain/audioset.py:size=L --topology=v5e:8x8 --search
+
+The step is the one that `python -m avmae_jax.train` would compile there, and the compiler is the TPU's own (`pip
+install 'avmae_jax[plan]'`); neither a TPU nor data is needed. Without config.data.path, a dataset of the catalogue is
+taken that the config's file is named after, or --num_clips clips. --output gets plan.json and plan.png, and with
+--search search.json.
+
+Exit codes: 0 it fits; 1 it does not; 2 a setting is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+
+from avmae_jax import checks, experiment, settings
+from avmae_jax.data import catalogue
+from avmae_jax.data.described import Described
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.evaluation import drawing
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
+from avmae_jax.planning import estimate, hlo, result, search
+from avmae_jax.planning import topology as topology_lib
+
+_CONFIG = flags.DEFINE_string('config', None, 'File with get_config(), and its arguments after a colon.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, f'Chip and shape of a slice: {topology_lib.EXAMPLES}.')
+_NUM_SLICES = flags.DEFINE_integer('num_slices', 1, 'Slices that are joined by the network between hosts.')
+_PRICE = flags.DEFINE_float('price', None, 'Of an hour of one chip, in any currency.', lower_bound=0)
+_SEARCH = flags.DEFINE_bool('search', False, 'Try meshes, rules, accumulation and rematerialisation; rank what fits.')
+_MAX_COMPILES = flags.DEFINE_integer('max_compiles', 12, 'How often --search compiles at most.', lower_bound=1)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for JSON and a picture.')
+_DATASET = flags.DEFINE_string('dataset', None, f'Of the catalogue: {", ".join(catalogue.DATASETS)}.')
+_NUM_CLIPS = flags.DEFINE_integer('num_clips', None, 'Clips to train on, of a dataset that is in no catalogue.')
+_NUM_CLASSES = flags.DEFINE_multi_string('num_classes', [], 'HEAD=COUNT, of a dataset that is in no catalogue.')
+
+
+class ExitCode(enum.IntEnum):
+    FITS = 0
+    DOES_NOT_FIT = 1
+    SETTINGS = 2
+
+
+# -- Data that nobody has prepared yet --
+
+
+def describe_data(
+    config: settings.Config, file: str, dataset: str | None, num_clips: int | None, num_classes: Mapping[str, int]
+) -> Mixture:
+    """The clips of config.data.path, or such as they would be.
+
+    Args:
+      file: of the config; without `dataset`, the one that its name begins with.
+      num_clips, num_classes: in place of what the catalogue says.
+    """
+    if config['data']['path']:
+        return experiment.open_train_sources(config)
+    if dataset is None:
+        stem = pathlib.Path(file.partition(':')[0]).stem
+        dataset = next((name for name in catalogue.DATASETS if stem.startswith(name)), None)
+    known = None if dataset is None else settings.choose(catalogue.DATASETS, '--dataset', dataset)
+    if known is None and num_clips is None:
+        raise ValueError(
+            f'--config={file}: how many clips? Give --num_clips=N, --dataset=({"|".join(catalogue.DATASETS)}) or '
+            'config.data.path.'
+        )
+    heads = config['objective'].get('heads', {})
+    classes = {**({} if known is None else known.num_classes), **num_classes}
+    for head in heads:
+        if head not in classes:
+            raise ValueError(
+                f'--num_classes={head}=N: how many classes has {head!r}, which config.objective.heads asks?'
+            )
+    if num_clips is None:
+        assert known is not None
+        split = config['data']['split']
+        counts = [known.num_clips.get(part, known.num_clips.get('train', 0)) for part in split.split('+')]
+        num_clips = sum(counts)
+    legacy = config['data'].get('legacy')
+    described = Described(
+        dataset or pathlib.Path(file.partition(':')[0]).stem,
+        num_clips,
+        classes={head: classes[head] for head in heads},
+        multi_label='sigmoid' in heads.values(),
+        image='image' in config,
+        clip_seconds=None if known is None else known.clip_seconds,
+        spectrogram_shape=None if legacy is None else tuple(legacy['spectrogram_shape']),
+        conventions=(config['preprocess'].get('convention', ''),),
+    )
+    return Mixture([described])
+
+
+# -- One plan --
+
+
+class Planner:
+    """Compiles one config for one topology, under any layout."""
+
+    def __init__(
+        self, title: str, config: settings.Config, source: Mixture, topology: topology_lib.Topology, price: float | None
+    ):
+        self.title, self.config, self.source = title, config, source
+        self.topology, self.price = topology, price
+        self.parts = experiment.build(config, source)
+        self._given: dict[str, estimate.Memory | None] = {}
+
+    def laid_out(self, layout: result.Layout) -> settings.Config:
+        values: dict[str, Any] = {f'parallel.{axis}': size for axis, size in layout.mesh.items()}
+        values |= {'parallel.rules': layout.rules, 'optimizer.accumulate_steps': layout.accumulate_steps}
+        return settings.override(self.config, {**values, 'model.compute.remat': layout.remat})
+
+    def layout(self) -> result.Layout:
+        """That of the config."""
+        sizes = {axis: self.config['parallel'][axis] for axis in mesh_lib.AXES}
+        mesh = mesh_lib.make_mesh(**sizes, devices=self.topology.devices)
+        return result.Layout(
+            dict(mesh.shape),
+            self.config['parallel']['rules'],
+            self.config['optimizer']['accumulate_steps'],
+            self.config['model']['compute']['remat'],
+        )
+
+    def prepare(self, layout: result.Layout) -> tuple[settings.Config, experiment.Parts, experiment.Placed]:
+        """All that compiling needs; raises ValueError where the layout does not suit the config."""
+        config = self.laid_out(layout)
+        checks.check(config, self.source)
+        mesh = mesh_lib.make_mesh(**layout.mesh, devices=self.topology.devices)
+        checks.check_devices(config, mesh)
+        parts = experiment.build(config, self.source)
+        return config, parts, experiment.place(config, parts, mesh)
+
+    def given(self, config: settings.Config, parts: experiment.Parts, placed: experiment.Placed) -> estimate.Memory:
+        """What the state and the batch take."""
+        batch = experiment.abstract_batch(config, parts.view, self.source, placed.rows)
+        return estimate.given_memory(placed.state, batch, self.topology.chip.memory_bytes)
+
+    def chip_flops(self, layout: result.Layout) -> float:
+        """What each chip computes in a step, with what rematerialisation repeats."""
+        repeated = layout.remat == 'full'
+        return experiment.step_flops(self.config, self.parts, repeated=repeated) / len(self.topology.devices)
+
+    def bound(self, layout: result.Layout) -> tuple[float | int, float]:
+        """Least bytes of HBM and seconds of a step: the state, its gradients, and the matrix products."""
+        spread = f'{layout.rules} {layout.mesh}'  # The state lies alike, whatever else a layout says.
+        if spread not in self._given:
+            try:
+                self._given[spread] = self.given(*self.prepare(layout))
+            except ValueError as error:
+                logging.info('%s: %s', layout, error)
+                self._given[spread] = None
+        given = self._given[spread]
+        if given is None:
+            return math.inf, math.inf
+        seconds = self.chip_flops(layout) / self.topology.chip.flops_per_second
+        return given.parameters * 2 + given.optimizer + given.teacher + given.batch, seconds
+
+    def plan(self, layout: result.Layout) -> result.Plan:
+        """Compiles the step."""
+        config, parts, placed = self.prepare(layout)
+        began = time.monotonic()
+        memory = self.given(config, parts, placed)
+        step_flops = experiment.step_flops(config, parts)
+        plan = functools.partial(
+            result.Plan,
+            title=self.title,
+            topology=self.topology,
+            layout=layout,
+            batch_size=config['batch_size'],
+            num_steps=parts.length.num_steps,
+            num_parameters=sum(leaf.size for leaf in jax.tree.leaves(placed.state.params)),
+            clip_flops=step_flops / config['batch_size'],
+            chip_flops=self.chip_flops(layout),
+        )
+        try:
+            compiled = experiment.compile_step(config, parts, self.source, placed)
+        except jax.errors.JaxRuntimeError as error:
+            wanted = estimate.wanted_bytes(str(error))
+            if wanted is None:
+                raise
+            logging.debug('The compiler says: %s', error)
+            if wanted <= memory.limit:  # Of the temporary memory alone, the rest comes on top.
+                wanted += memory.parameters + memory.optimizer + memory.teacher
+            return plan(memory=dataclasses.replace(memory, wanted=wanted), compile_seconds=time.monotonic() - began)
+        seconds = time.monotonic() - began
+        text = compiled.as_text()
+        found = hlo.collectives(text)
+        moved = hlo.memory_traffic(text)
+        rows = estimate.traffic(found, list(placed.rows.mesh.devices.flat), self.topology)
+        taken = estimate.step_time(self.topology, flops=self.chip_flops(layout), memory_bytes=moved, rows=rows)
+        frames = config['video']['num_frames'] if 'video' in config else int('image' in config)
+        return plan(
+            memory=estimate.compiled_memory(memory, compiled.memory_analysis()),
+            compile_seconds=seconds,
+            memory_bytes=moved,
+            collectives=tuple(rows),
+            gradient_bytes=hlo.gradient_dtypes(found),
+            time=taken,
+            run=estimate.whole_run(
+                self.topology,
+                step_seconds=taken.step,
+                batch_size=config['batch_size'],
+                num_steps=parts.length.num_steps,
+                step_flops=step_flops,
+                clip_cpu_seconds=estimate.clip_cpu_seconds(frames, config['data']['views_per_clip']),
+                price=self.price,
+            ),
+        )
+
+    def search(self, max_compiles: int) -> list[result.Plan]:
+        """The layouts that were compiled, the best first."""
+        spread = search.meshes(len(self.topology.devices), self.topology.num_slices, rules.RULES)
+        return search.search(
+            search.layouts(spread, self.config['batch_size']),
+            bound=self.bound,
+            compile_layout=self.plan,
+            memory_limit=self.topology.chip.memory_bytes,
+            max_compiles=max_compiles,
+            tell=lambda plan: print(_told(plan), flush=True),
+        )
+
+
+def _told(plan: result.Plan) -> str:
+    if plan.time is None:
+        return f'  {plan.layout}: does not fit, {result.gib(plan.memory.peak)}'
+    return f'  {plan.layout}: {result.gib(plan.memory.peak)}, {plan.time.step * 1e3:.1f} ms'
+
+
+# -- The command --
+
+
+def run(overrides: Mapping[str, Any]) -> ExitCode:
+    if not _CONFIG.value or not _TOPOLOGY.value:
+        raise ValueError('--config and --topology are needed, such as --topology=v5e:4x4.')
+    config = settings.override(settings.read_config(_CONFIG.value), overrides)
+    topology = topology_lib.describe(_TOPOLOGY.value, _NUM_SLICES.value)
+    source = describe_data(config, _CONFIG.value, _DATASET.value, _NUM_CLIPS.value, parse_classes(_NUM_CLASSES.value))
+    planner = Planner(_CONFIG.value, config, source, topology, _PRICE.value)
+    plans = planner.search(_MAX_COMPILES.value) if _SEARCH.value else [planner.plan(planner.layout())]
+    if not plans:
+        raise ValueError(
+            f'No layout of {_CONFIG.value} suits {len(topology.devices)} chips: config.batch_size='
+            f'{config["batch_size"]} must be a multiple of them, and the state must fit.'
+        )
+    best = plans[0]
+    if _SEARCH.value:
+        print(f'\n{result.ranking(plans)}\n')
+    print(result.text(best))
+    if _SEARCH.value:
+        print(f'\nThese are the flags of it: {best.layout.flags()}')
+    if _OUTPUT.value:
+        write(epath.Path(_OUTPUT.value), plans)
+    return ExitCode.FITS if best.memory.fits else ExitCode.DOES_NOT_FIT
+
+
+def parse_classes(texts: list[str]) -> dict[str, int]:
+    """'label=527' -> {'label': 527}."""
+    found = {}
+    for text in texts:
+        head, equals, count = text.partition('=')
+        if not equals or not count.isdigit() or not int(count):
+            raise ValueError(f'--num_classes={text}: give HEAD=COUNT, such as label=527.')
+        found[head] = int(count)
+    return found
+
+
+def write(folder: epath.Path, plans: list[result.Plan]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'plan.json').write_text(json.dumps(plans[0].to_json(), indent=1) + '\n')
+    if len(plans) > 1:
+        (folder / 'search.json').write_text(json.dumps([plan.to_json() for plan in plans], indent=1) + '\n')
+    drawing.write_png(folder / 'plan.png', result.picture(plans[0]))
+    print(f'\nThe plan is in {folder}: plan.json, plan.png.')
+
+
+def main(argv: list[str], overrides: Mapping[str, Any]) -> int:
+    try:
+        if len(argv) > 1:
+            raise ValueError(f'What is {" ".join(argv[1:])}? Flags are written --name=value.')
+        return run(overrides)
+    except (ValueError, OSError) as error:
+        logging.debug('The setting was found wrong here:', exc_info=True)
+        print(f'plan: {error}', file=sys.stderr, flush=True)
+        return ExitCode.SETTINGS
+
+
+def run_main() -> None:
+    argv, overrides = settings.split_overrides(sys.argv)
+    app.run(lambda rest: main(rest, overrides), argv=argv, flags_parser=settings.flags_parser('plan'))
+
+
+if __name__ == '__main__':
+    run_main()

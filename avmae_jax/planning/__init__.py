@@ -1,0 +1,1 @@
+"""A training step for machines that are not here: what it takes of memory, network and time."""
