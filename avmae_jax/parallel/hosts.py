@@ -53,7 +53,7 @@ def skip_absent_tpu() -> None:
     It is there for `python -m avmae_jax.plan`. Looking for a TPU with it takes a lock file, 0.2 s and five lines of
     warnings of every process. Where there is a TPU, or JAX_PLATFORMS is set, jax has settled its platforms by now.
     """
-    if jax.config.read('jax_platforms') is None:
+    if jax.config.jax_platforms is None:  # type: ignore[attr-defined]
         sys.modules.setdefault('libtpu', None)  # type: ignore[arg-type]  # Python's way to say: not installed.
 
 
