@@ -341,15 +341,18 @@ def test_heads_of_other_classes_are_refused(start_with, runs, tiny_dataset, tmp_
 
 def test_a_start_that_was_refused_can_be_put_right_in_the_same_workdir(runs, small_finetuning, tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'log_to_file', lambda path: None)
-    monkeypatch.setattr(train, 'compile_step', lambda *args, **more: None)
+
+    def first_step(state, batch, step):
+        raise RuntimeError('the first step')
+
+    monkeypatch.setattr(train, 'compile_step', lambda *args, **more: first_step)
     flags.FLAGS.mark_as_parsed()
     wrong = small_finetuning(**{'start.path': str(runs.pretrained), 'start.heads': True})
     workdir = train.epath.Path(tmp_path)
     with flagsaver.flagsaver(distributed=False):
         with pytest.raises(ValueError, match='config.start.heads=True'):
             train.run(wrong, workdir)
-        # Past the settings of before, and on to the step that is not there.
-        with pytest.raises(TypeError, match='not callable'):
+        with pytest.raises(RuntimeError, match='the first step'):
             train.run({**wrong, 'start': {**wrong['start'], 'heads': False}}, workdir)
     assert 'Parameters: ' in (tmp_path / 'start.txt').read_text()
     with flagsaver.flagsaver(distributed=False), pytest.raises(ValueError, match='holds a run with other settings'):
