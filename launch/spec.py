@@ -10,7 +10,8 @@ import re
 from typing import Any, NamedTuple
 
 # Exit codes of avmae_jax.train after which the same command would only fail again: a wrong setting, unreadable data, a
-# loss that is not finite, no room for checkpoints. All others are worth another try: preempted (75), crashes, signals.
+# loss that is not finite, no room for checkpoints. All others are worth another try: preempted (75), a stuck step (71),
+# crashes, signals.
 FINAL_EXIT_CODES = (2, 65, 70, 74)
 GRACE_SECONDS = 120  # Between SIGTERM and SIGKILL: a step ends, and a checkpoint is written.
 CODE_IN_IMAGE = '/opt/avmae_jax'  # Where launch/Dockerfile puts the checkout.
