@@ -452,6 +452,9 @@ def main(argv: list[str]) -> int:
         free = shutil.disk_usage(workdir).free if '://' not in str(workdir) else 0
         return fail(ExitCode.STORAGE, f'{error}. {free / 1e6:,.1f} MB are free in {workdir}: make room and run again.')
     except ValueError as error:
+        if hosts.is_lost_process(error):
+            hosts.leave(ExitCode.FAILED, traceback.format_exc())
+            raise
         logging.debug('The setting was found wrong here:', exc_info=True)
         return fail(ExitCode.SETTINGS, error)
     except Exception:

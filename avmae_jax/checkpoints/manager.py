@@ -24,6 +24,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from avmae_jax.parallel import hosts
+
 DIGESTS_FILE = 'digests.json'
 STEP_METADATA_FILE = '_CHECKPOINT_METADATA'  # Orbax stamps the time of the commit into it after our hook has run.
 COMMIT_FILE = 'commit_success.txt'  # Written after our hook, at the top of a step; nothing is read from it.
@@ -140,7 +142,7 @@ class Checkpoints:
 
     def _fail(self, error: Exception) -> NoReturn:
         """Leaves nothing half-written behind and says what is needed."""
-        if isinstance(_cause(error), jax.errors.JaxRuntimeError):
+        if hosts.is_lost_process(error):
             raise error  # Nothing of the disk: another process was lost, which writes a part of it.
         self._remove_temporary()
         free = self._free_bytes()
@@ -305,16 +307,10 @@ def _step_metadata(folder: epath.Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if not name.startswith('commit_')}
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What came first: orbax wraps what the file system said in several."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def _last_line(error: BaseException) -> str:
     """The cause in one line."""
-    error = _cause(error)
+    while error.__cause__ is not None:  # Orbax wraps what the file system said in several.
+        error = error.__cause__
     text = str(error).strip() or repr(error)
     if 'No space left' in text or 'ENOSPC' in text:
         return 'no space left on device'

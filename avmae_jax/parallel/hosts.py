@@ -130,6 +130,14 @@ def global_array(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error, or what caused it, tells of the other processes and devices and not of what people gave."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    # Collectives of CPUs raise a ValueError when a connection breaks.
+    return isinstance(error, jax.errors.JaxRuntimeError) or (isinstance(error, ValueError) and 'Gloo' in str(error))
+
+
 def leave(code: int, last_words: str = '') -> None:
     """Ends this process of a job at once, for a failure that the others may not share; returns in a job of one.
 
