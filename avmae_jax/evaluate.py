@@ -455,10 +455,9 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     if not checkpoint:
         raise ValueError('--workdir or --checkpoint is needed: python -m avmae_jax.evaluate --workdir=RUN')
     unknown = sorted(set(_WHAT.value) - set(WHAT))
-    config = None if _CONFIG.value is None else settings.read_config(_CONFIG.value)
+    config = settings.read_config(_CONFIG.value) if _CONFIG.value else None
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
-    hosts.skip_absent_tpu()
     job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if any(value is not None for value in job) or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
         hosts.initialize(*job)

@@ -364,7 +364,6 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
         if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
             settings.check_resumable(settings.load_config(workdir), config, workdir)
         hosts.keep_freed_memory()
-        hosts.skip_absent_tpu()
         if _DISTRIBUTED.value:
             hosts.initialize(
                 _COORDINATOR.value,

@@ -277,12 +277,12 @@ def test_weights_of_images_that_are_not_there_are_told():
 
 def test_heads_are_those_of_the_data_and_ask_what_it_can_tell():
     config, _ = build('finetune-tiny')
-    several = Mixture([NoClips(360, classes={'label': 527})])
+    several = source_for('finetune-audioset')
     with pytest.raises(ValueError, match=r"heads.label='softmax' takes one class.*set it to 'sigmoid'"):
         checks.check(config, several)
     with pytest.raises(ValueError, match="heads names 'label', and the data has labels for noun, verb only"):
         checks.check(config, source_for('finetune-epic-kitchens'))
-    two = Mixture([NoClips(360), NoClips(360, classes={'label': 11})])
+    two = Mixture([Described('no_clips', 360, classes={'label': count}) for count in (10, 11)])
     with pytest.raises(ValueError, match="heads names 'label', whose classes are not the same in all the folders"):
         checks.check(config, two)
 

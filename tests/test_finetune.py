@@ -22,6 +22,8 @@ from absl.testing import flagsaver
 from avmae_jax import evaluate, experiment, settings, train
 from avmae_jax.checkpoints import manager
 from avmae_jax.data import schema
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
 from avmae_jax.training.writer import read_scalars
 
 pytestmark = pytest.mark.timeout(900)  # Several processes, on machines that may do something else too.
@@ -364,7 +366,7 @@ def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_fi
     source = experiment.open_train_sources(config)
     parts = experiment.build(config, source)
     abstract = experiment.state_lib.abstract_state(experiment.make_init(parts))
-    shardings = train.rules.state_shardings(abstract, train.mesh_lib.make_mesh(), 'fsdp', min_elements=1)
+    shardings = rules.state_shardings(abstract, mesh_lib.make_mesh(), 'fsdp', min_elements=1)
     started, fresh = (
         train.first_state(
             {**config, 'start': {**config['start'], 'path': path}},

@@ -9,7 +9,6 @@ import logging as python_logging
 import os
 import queue
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -45,16 +44,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL('libc.so.6')
         for option, value in _MALLOPT.items():
             libc.mallopt(option, value)
-
-
-def skip_absent_tpu() -> None:
-    """Keeps jax from loading libtpu on a machine on which it has found no TPU; call before the first use of a device.
-
-    It is there for `python -m avmae_jax.plan`. Looking for a TPU with it takes a lock file, 0.2 s and five lines of
-    warnings of every process. Where there is a TPU, or JAX_PLATFORMS is set, jax has settled its platforms by now.
-    """
-    if jax.config.jax_platforms is None:  # type: ignore[attr-defined]
-        sys.modules.setdefault('libtpu', None)  # type: ignore[arg-type]  # Python's way to say: not installed.
 
 
 def initialize(
