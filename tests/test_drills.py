@@ -263,6 +263,7 @@ def starve(workdir, first, second):
 FINAL = (ExitCode.SETTINGS, ExitCode.DATA, ExitCode.NONFINITE, ExitCode.STORAGE)  # Trying again would not help.
 
 
+@pytest.mark.slow  # A busy machine needs more than the minute that the partner has to end in.
 def test_when_one_of_two_is_lost_the_other_ends_and_both_go_on_bit_for_bit(expected_of_two, start_training, tmp_path):
     committed: set[int] = set()
     for bad_luck in (kill_in_a_step, kill_in_a_save, freeze, starve):

@@ -383,7 +383,7 @@ def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_fi
     assert {len(row.name) > 0 for row in report.rows if row.fate == 'kept at initialisation'} == {True}
     for name in report.names('kept at initialisation'):
         ours, theirs = (
-            {train.rules.path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(state.params)}[name]
+            {rules.path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(state.params)}[name]
             for state in (started, fresh)
         )
         np.testing.assert_array_equal(ours, theirs)
