@@ -1,62 +1,21 @@
 """Finetuning on Kinetics-Sounds (the classes of Kinetics-400 that can be heard, Arandjelovic & Zisserman 2017).
 
-    python -m avmae_jax.train --config=configs/finetune/kinetics_sounds.py:size=B --config.data.path=DIR \
+    python -m avmae_jax.train --config=configs/finetune/kinetics_sounds.py --config.data.path=DIR \
         --config.start.path=PRETRAINED --workdir=RUN
     python -m avmae_jax.evaluate --workdir=RUN
 
 The recipe is that of VGGSound at the size of MBT-B (Nagrani et al. 2021 report on this dataset). Its clips are listed
 by a CSV of your own (path, label, split).
 
-Arguments: size=Ti|S|B|L|H, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
-fusion=bottleneck|concatenation|late, fusion_layer=N, mixup=mixmod|mixup|none, probe=none|linear.
+Arguments: those of configs/finetune/vggsound.py, with size=B.
 """
 
 import ml_collections
 
-from configs import sections
-
-SECONDS = 8.0
+from configs.finetune import vggsound
 
 
 def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
-    args = sections.parse_arguments(
-        arguments,
-        size='B',
-        modalities='video+audio',
-        encoder='mbt',
-        fusion='bottleneck',
-        fusion_layer='',
-        mixup='mixmod',
-        probe='none',
-    )
-    modalities = sections.parse_modalities(args.modalities)
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.batch_size = 64
-    config.num_epochs = 50.0
-    config.data = sections.data()
-    if 'video' in modalities:
-        config.video = sections.video(num_frames=32, frame_seconds=0.08)
-    if 'audio' in modalities:
-        config.audio = sections.audio(SECONDS)
-    config.preprocess = sections.preprocess(SECONDS if 'audio' in modalities else None)
-    masks = dict(frequency_masks=1, frequency_width=48, time_masks=4, time_width=48)
-    sections.augment(config, modalities, spec_augment=masks)
-    config.model = sections.classifier(
-        args.size,
-        modalities=modalities,
-        encoder=args.encoder,
-        fusion_layer=sections.fusion_layer(args.fusion_layer, args.size),
-        fusion=args.fusion,
-        drop_path=0.3,
-    )
-    config.objective = sections.classification({'label': 'softmax'}, label_smoothing=0.3, mixup=args.mixup)
-    config.optimizer = sections.sgd(3.2, warmup_epochs=2.5)  # 0.8 at a batch of 64.
-    config.optimizer.update(sections.tailored(layer_decay=0.75))
-    sections.probe(config, args.probe)
-    config.start = sections.start()
-    config.parallel = sections.parallel(rules='fsdp')
-    config.checkpoint = sections.checkpoint(every_steps=2000)
-    config.report = sections.report()
-    config.evaluation = sections.evaluation(every_steps=1000, num_clips=4)
+    config = vggsound.get_config(','.join(filter(None, ('size=B', arguments))))
+    config.evaluation.every_steps = 1000
     return config
