@@ -92,6 +92,7 @@ TABLES = {
     'audioset-L': ('audioset', 'size=L'),
     'audioset-H': ('audioset', 'size=H'),
     'audioset-B-early-joint': ('audioset', 'size=B,encoder=early,decoder=joint'),
+    'audioset-g': ('audioset', 'size=g'),
     'audioset-L-audio': ('audioset', 'size=L,modalities=audio'),
     'audioset-L-video': ('audioset', 'size=L,modalities=video'),
     'vggsound-L': ('vggsound', None),
@@ -418,6 +419,22 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     config, _ = build('tiny', batch_size=12)
     with pytest.raises(ValueError, match='multiple of the 8 devices'):
         checks.check_devices(config, mesh_lib.make_mesh())
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'parallel.rules': 'fsdp'}, "parallel.model=2, and parallel.rules='fsdp' .*tensor or fsdp_tensor"),
+        ({'parallel.rules': 'tensor', 'model.decoder.size.num_heads': 1}, 'num_heads=1 of config.model.decoder.size'),
+        ({'parallel.rules': 'tensor', 'model.encoder.size.mlp_width': 511}, 'mlp_width=511 of config.model.encoder'),
+    ],
+)
+def test_an_axis_for_tensor_parallelism_that_nothing_can_be_split_over_is_refused(changes, words):
+    config, _ = build('tiny', **changes)
+    grid = mesh_lib.make_mesh(model=2)
+    with pytest.raises(ValueError, match=words):
+        checks.check_devices(config, grid)
+    checks.check_devices(build('tiny', **{'parallel.rules': 'tensor'})[0], grid)
 
 
 def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):
