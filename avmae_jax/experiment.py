@@ -71,30 +71,41 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
         for modality in section['tokenizers']
     }
     if 'decoder' in section:
-        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, sizes.SIZES, compute)
-        decoder = _build_stack(section, 'decoder', decoders.DECODERS, sizes.DECODER_SIZES, compute)
+        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, compute)
+        decoder = _build_stack(section, 'decoder', decoders.DECODERS, compute)
         return MaskedAutoencoder(tokenizers=made, encoder=encoder, decoder=decoder)
     return construct(
         Classifier,
         'model',
         {name: section[name] for name in CLASSIFIER_SETTINGS if name in section},
         tokenizers=made,
-        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, compute),
+        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, compute),
         num_classes=_num_classes(config, info),
     )
+
+
+SIZES = {'encoder': sizes.SIZES, 'decoder': sizes.DECODER_SIZES}
+
+
+def build_sizes(config: Config) -> dict[str, sizes.Size]:
+    """'encoder' and, where there is one, 'decoder' -> how large they are."""
+    section = config['model']
+    return {
+        part: _build_size(section[part]['size'], f'model.{part}.size', table)
+        for part, table in SIZES.items()
+        if part in section
+    }
 
 
 CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'representation')
 
 
-def _build_stack(
-    section: Config, part: str, classes: Mapping[str, Any], named: Mapping[str, sizes.Size], compute: Compute
-) -> Any:
+def _build_stack(section: Config, part: str, classes: Mapping[str, Any], compute: Compute) -> Any:
     return construct(
         choose(classes, f'model.{part}.name', section[part]['name']),
         f'model.{part}',
         _without(section[part], 'name', 'size'),
-        size=_build_size(section[part]['size'], f'model.{part}.size', named),
+        size=_build_size(section[part]['size'], f'model.{part}.size', SIZES[part]),
         compute=compute,
     )
 

@@ -9,11 +9,13 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from avmae_jax.ops import dims
+
 # replica: groups that hold a whole copy of the state each (slices, nodes); only gradients cross it.
 # data: rows of the batch, and under fsdp the shards of the state within a group.
 # model: dimensions of a layer (tensor parallelism); 1 unless a rule set uses it.
 AXES = ('replica', 'data', 'model')
-BATCH_AXES = ('replica', 'data')
+BATCH_AXES = dims.SPLIT['batch']
 
 
 def make_mesh(replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

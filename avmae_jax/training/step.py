@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from avmae_jax.ops import augment
+from avmae_jax.parallel.rules import on_mesh
 from avmae_jax.structs import Batch
 from avmae_jax.training.state import TrainState
 
@@ -120,7 +121,7 @@ def jit_train_step(
     """
     replicated = jax.NamedSharding(batch_sharding.mesh, jax.P())
     jitted = jax.jit(
-        train_step,
+        on_mesh(train_step, batch_sharding.mesh),
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding, replicated),
         out_shardings=(shardings, replicated),
