@@ -48,7 +48,7 @@ from avmae_jax.data.workers import LoaderError, StalledError
 from avmae_jax.evaluation import painting, pictures, sound
 from avmae_jax.evaluation.reconstruction import draw_fixed
 from avmae_jax.objectives import Classification, Objective
-from avmae_jax.parallel import hosts
+from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.structs import Batch
 from avmae_jax.training import goodput, lock, loop, nonfinite, report, writer

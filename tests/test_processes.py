@@ -28,13 +28,15 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def train(start_training, monkeypatch):
+def train(start_training):
     """(workdir, number of processes) -> the figures of every step, from four devices in all."""
 
     def run(workdir: pathlib.Path, num_processes: int) -> list[dict]:
-        monkeypatch.setenv('JAX_NUM_CPU_DEVICES', str(4 // num_processes))
         job = [*JOB, f'--coordinator=localhost:{free_port()}', f'--num_processes={num_processes}']
-        processes = [start_training(workdir, *job, f'--process_id={i}') for i in range(num_processes)]
+        processes = [
+            start_training(workdir, *job, f'--process_id={i}', num_devices=4 // num_processes)
+            for i in range(num_processes)
+        ]
         for process in processes:
             output, _ = process.communicate(timeout=800)
             assert process.returncode == 0, output[-4000:]
