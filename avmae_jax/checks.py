@@ -228,6 +228,12 @@ def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
             f'config.parallel.model={parts}, and parallel.rules={rule_set!r} splits nothing over it, so that always '
             f'{parts} devices would do the same: set it to 1, or parallel.rules to {" or ".join(splitting)}.'
         )
+    if not mesh_lib.layers_within_processes(mesh.devices):
+        # Devices that share a layer work on the same rows, and each process reads rows of its own.
+        raise ValueError(
+            f'config.parallel.model={parts} must divide the {mesh.size // jax.process_count()} devices of a process: '
+            'a layer is split within a process only.'
+        )
     for part, size in experiment.build_sizes(config).items():
         for dim in ('num_heads', 'mlp_width'):
             if getattr(size, dim) % parts:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Mapping
 
 import jax
@@ -435,6 +436,17 @@ def test_an_axis_for_tensor_parallelism_that_nothing_can_be_split_over_is_refuse
     with pytest.raises(ValueError, match=words):
         checks.check_devices(config, grid)
     checks.check_devices(build('tiny', **{'parallel.rules': 'tensor'})[0], grid)
+
+
+def test_a_layer_that_would_be_split_over_several_processes_is_refused(monkeypatch):
+    devices = np.array([types.SimpleNamespace(process_index=i // 2) for i in range(8)])
+    assert mesh_lib.layers_within_processes(devices.reshape(2, 2, 2))
+    assert not mesh_lib.layers_within_processes(devices.reshape(1, 2, 4))
+    monkeypatch.setattr(mesh_lib, 'layers_within_processes', lambda devices: False)
+    config, _ = build('tiny', **{'parallel.rules': 'tensor'})
+    with pytest.raises(ValueError, match='parallel.model=4 must divide the 8 devices of a process'):
+        checks.check_devices(config, mesh_lib.make_mesh(model=4))
+    checks.check_devices(config, mesh_lib.make_mesh())
 
 
 def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):

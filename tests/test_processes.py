@@ -11,13 +11,13 @@ from avmae_jax.training.writer import read_scalars
 
 pytestmark = pytest.mark.timeout(900)
 NUM_STEPS = 10
-JOB = [
-    f'--config.num_steps={NUM_STEPS}',
-    '--config.model.encoder.size.mlp_width=1024',  # Large enough to be split.
-    '--config.parallel.rules=fsdp_tensor',
-    '--config.parallel.data=2',
-    '--config.parallel.model=2',
-]
+JOB = [f'--config.num_steps={NUM_STEPS}', '--config.model.encoder.size.mlp_width=1024']  # Large enough to be split.
+# By the number of processes. A layer is split within a process only.
+RULES = {
+    1: ['--config.parallel.rules=replicated'],
+    2: ['--config.parallel.rules=fsdp_tensor', '--config.parallel.model=2'],
+    4: ['--config.parallel.rules=fsdp', '--config.parallel.replica=2'],
+}
 COMPARED = ('loss', 'grad_norm', 'param_norm', 'update_norm', 'reconstruction/video', 'reconstruction/audio')
 
 
@@ -32,7 +32,12 @@ def train(start_training):
     """(workdir, number of processes) -> the figures of every step, from four devices in all."""
 
     def run(workdir: pathlib.Path, num_processes: int) -> list[dict]:
-        job = [*JOB, f'--coordinator=localhost:{free_port()}', f'--num_processes={num_processes}']
+        job = [
+            *JOB,
+            *RULES[num_processes],
+            f'--coordinator=localhost:{free_port()}',
+            f'--num_processes={num_processes}',
+        ]
         processes = [
             start_training(workdir, *job, f'--process_id={i}', num_devices=4 // num_processes)
             for i in range(num_processes)

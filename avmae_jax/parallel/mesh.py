@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -51,3 +52,8 @@ def _fill_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
     if math.prod(sizes.values()) != num_devices:
         raise ValueError(f'{given} must multiply to the {num_devices} devices; set one of them to -1.')
     return tuple(sizes.values())
+
+
+def layers_within_processes(devices: np.ndarray) -> bool:
+    """Whether devices of a mesh that share a layer, along its last axis, are of one process."""
+    return all(len({device.process_index for device in group}) == 1 for group in devices.reshape(-1, devices.shape[-1]))
