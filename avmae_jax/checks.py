@@ -219,6 +219,20 @@ def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
             f'config.batch_size={config["batch_size"]} / optimizer.accumulate_steps='
             f'{config["optimizer"]["accumulate_steps"]} must be a multiple of the {rows} devices that share the batch.'
         )
+    kernel, platform = config['model']['compute']['attention'], mesh.devices.flat[0].platform
+    wanted = KERNELS.get(kernel, platform)
+    if platform != wanted:
+        raise ValueError(
+            f'config.model.compute.attention={kernel!r} is a kernel of {wanted}, and these are devices of {platform}: '
+            "set it to 'auto'."
+        )
+    _check_split_layers(config, mesh)
+
+
+KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # Attention -> the only platform that has it.
+
+
+def _check_split_layers(config: Config, mesh: jax.sharding.Mesh) -> None:
     parts, rule_set = mesh.shape['model'], config['parallel']['rules']
     if parts == 1:
         return

@@ -438,6 +438,13 @@ def test_an_axis_for_tensor_parallelism_that_nothing_can_be_split_over_is_refuse
     checks.check_devices(build('tiny', **{'parallel.rules': 'tensor'})[0], grid)
 
 
+@pytest.mark.parametrize('kernel, platform', [('cudnn', 'gpu'), ('splash', 'tpu')])
+def test_a_kernel_for_attention_that_the_devices_do_not_have_is_refused(kernel, platform):
+    config, _ = build('tiny', **{'model.compute.attention': kernel})
+    with pytest.raises(ValueError, match=f"attention='{kernel}' is a kernel of {platform}, .* devices of cpu"):
+        checks.check_devices(config, mesh_lib.make_mesh())
+
+
 def test_a_layer_that_would_be_split_over_several_processes_is_refused(monkeypatch):
     devices = np.array([types.SimpleNamespace(process_index=i // 2) for i in range(8)])
     assert mesh_lib.layers_within_processes(devices.reshape(2, 2, 2))

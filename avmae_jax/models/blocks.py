@@ -38,7 +38,7 @@ class Compute:
       dtype: 'bfloat16' or 'float32', of activations. Parameters, norms' statistics and logits are float32 always.
       scan: the layers of a stack are one loop over stacked parameters: compiles in time independent of depth.
       remat: key of REMAT; trades memory for computing a part of the forward pass twice.
-      attention: 'auto', 'xla' or 'cudnn'.
+      attention: one of `ops.attention.IMPLEMENTATIONS`; 'auto' suits the devices and the length of the sequence.
     """
 
     dtype: str = 'bfloat16'

@@ -7,10 +7,10 @@ Whoever computes something says what its dimensions are called; which devices th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Shaped
 
 from avmae_jax.structs import Array
@@ -23,6 +23,13 @@ SPLIT: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def split_along(shape: Sequence[int], names: Sequence[str], mesh: AbstractMesh) -> PartitionSpec:
+    """Where an array whose dimensions have these names lies on a mesh; '' for a dimension that is never split."""
+    axes = [SPLIT.get(name, ()) for name in names]
+    fits = [size % math.prod(mesh.shape[a] for a in axis) == 0 for size, axis in zip(shape, axes, strict=True)]
+    return PartitionSpec(*(axis if axis and fit else None for axis, fit in zip(axes, fits, strict=True)))
+
+
 def constrain(x: Shaped[Array, '*shape'], first: str, last: str = '') -> Shaped[Array, '*shape']:
     """Says how the first and the last dimension of an activation are called; those between are never split.
 
@@ -33,7 +40,4 @@ def constrain(x: Shaped[Array, '*shape'], first: str, last: str = '') -> Shaped[
     if mesh.empty:
         return x
     names = [first, *[''] * (x.ndim - 2), last][: x.ndim]
-    axes = [SPLIT.get(name, ()) for name in names]
-    fits = [size % math.prod(mesh.shape[a] for a in axis) == 0 for size, axis in zip(x.shape, axes, strict=True)]
-    spec = PartitionSpec(*(axis if axis and fit else None for axis, fit in zip(axes, fits, strict=True)))
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, split_along(x.shape, names, mesh))

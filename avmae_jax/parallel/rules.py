@@ -54,7 +54,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
     'fsdp_tensor': {'mlp': 'model', 'heads': 'model', 'values': 'data', 'width': 'data', 'encoder_width': 'data'},
 }
 
-MIN_SHARD_ELEMENTS = 2**14  # Below this a parameter is cheaper to keep whole than to gather.
+MIN_SHARD_ELEMENTS = 2**14  # Below this a parameter, or that of a layer, is cheaper to keep whole than to gather.
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -79,6 +79,8 @@ def partition_spec(
     if not rules or math.prod(shape) < min_elements:
         return PartitionSpec()
     names = dimension_names(path, len(shape))
+    if names is not None and names[0] == 'layer' and math.prod(shape[1:]) < min_elements:
+        return PartitionSpec()  # Layers are gathered one by one.
     if names is None:
         logging.warning(
             'No row of DIMENSIONS in parallel/rules.py names the dimensions of %s %s: every device keeps all of it.',

@@ -105,8 +105,15 @@ def make_train_step(
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-    """On CPU, LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster."""
-    return {'xla_backend_optimization_level': 1} if platform == 'cpu' else {}
+    """Settings of XLA that a step is compiled with; figures are in docs/performance.md."""
+    if platform == 'cpu':
+        # LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster.
+        return {'xla_backend_optimization_level': 1}
+    if platform == 'tpu':
+        # Weights are gathered whole before a product. Left alone the compiler makes products in as many pieces as there
+        # are shards, each of which reads and writes the sum of the tokens once more.
+        return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
+    return {}
 
 
 def jit_train_step(

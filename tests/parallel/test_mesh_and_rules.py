@@ -26,6 +26,8 @@ def test_fsdp_splits_the_widest_dimension_that_divides_and_keeps_small_parameter
     assert rules.partition_spec('encoder/mlp/up/bias', (512,), fsdp, grid) == P()
     # A scanned stack has its layers in front; they are never split.
     assert rules.partition_spec('encoder/mlp/up/kernel', (24, 64, 512), fsdp, grid) == P(None, None, 'data')
+    # Each layer is gathered by itself, so that what is too small to be split is so however many layers there are.
+    assert rules.partition_spec('encoder/mlp/up/bias', (64, 512), fsdp, grid) == P()
 
 
 def test_replicated_splits_nothing():
@@ -37,7 +39,7 @@ def test_replicated_splits_nothing():
 
 def test_tensor_splits_heads_and_the_middle_of_the_mlp_alone():
     grid, tensor = mesh.make_mesh(data=2, model=4), rules.RULES['tensor']
-    assert rules.partition_spec('attention/qkv/kernel', (4, 64, 192), tensor, grid) == P(None, None, 'model')
+    assert rules.partition_spec('attention/qkv/kernel', (4, 64, 768), tensor, grid) == P(None, None, 'model')
     assert rules.partition_spec('attention/out/kernel', (128, 128), tensor, grid) == P('model')
     assert rules.partition_spec('mlp/up/kernel', (64, 512), tensor, grid) == P(None, 'model')
     assert rules.partition_spec('mlp/down/kernel', (512, 64), tensor, grid) == P('model')
