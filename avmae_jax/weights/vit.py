@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import ImageTokenizer
+from avmae_jax.weights.files import checked, read_npz
 from avmae_jax.weights.scenic_avmae import (
     VECTOR,
     dense_rows,
@@ -69,11 +69,7 @@ class ViT(NamedTuple):
 
 def read(path: epath.PathLike, compute: Compute) -> ViT:
     """The ViT in an .npz file."""
-    try:
-        with epath.Path(path).open('rb') as file, np.load(file) as stored:
-            arrays = dict(stored)
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no .npz file that can be read: {error}') from error
+    arrays = checked(path, read_npz(path))
     try:
         return load(arrays, compute)
     except ValueError as error:
