@@ -26,6 +26,7 @@ from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import ImageTokenizer
 from avmae_jax.weights.files import checked, read_npz
+from avmae_jax.weights.imported import Imported
 from avmae_jax.weights.scenic_avmae import (
     VECTOR,
     dense_rows,
@@ -76,6 +77,25 @@ def read(path: epath.PathLike, compute: Compute) -> ViT:
         raise ValueError(f'{path}: {error}') from error
 
 
+def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, str]) -> Imported:
+    """The same for `weights/formats.py`."""
+    stored = checked(path, read_npz(path))
+    try:
+        arrays = scenic_names(stored)
+        model, params, grid = load(stored, compute)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    patch = model.tokenizers['image'].patch
+    return Imported(
+        model,
+        params,
+        {'image': (grid[0] * patch[0], grid[1] * patch[1], 3)},
+        vit_rows(model),
+        arrays,
+        classes=() if _has_head(stored) else None,
+    )
+
+
 def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:
     """The ViT of such names and arrays; an error names what does not fit."""
     arrays = scenic_names(arrays)
@@ -84,6 +104,10 @@ def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:
     patch = model.tokenizers['image'].patch
     image = jax.ShapeDtypeStruct((1, grid[0] * patch[0], grid[1] * patch[1], 3), jnp.float32)
     return ViT(model, load_rows(model, vit_rows(model), arrays, {'image': image}), grid)
+
+
+def _has_head(arrays: Mapping[str, np.ndarray]) -> bool:
+    return any(name.endswith(('head/kernel', 'output_projection/kernel')) for name in arrays)
 
 
 def scenic_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
