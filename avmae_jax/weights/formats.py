@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from avmae_jax.weights import vit
+from avmae_jax.weights import huggingface, vit
 from avmae_jax.weights.imported import Format
 
 FORMATS: dict[str, Format] = {
+    'huggingface': Format(f'a folder of transformers: {", ".join(huggingface.KINDS)}', huggingface.read),
     'vit_npz': Format('a ViT of images: .npz of vision_transformer, big_vision, Scenic', vit.read_imported),
 }
