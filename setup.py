@@ -30,11 +30,13 @@ setup(
         'jax>=0.10,<0.12',
         'jaxtyping>=0.3',
         'ml_collections>=1.0',
+        'msgpack>=1.0',
         'numpy>=2.0',
         'opencv-python-headless>=4.10',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12,<0.13',
         'PyYAML>=6.0',
+        'safetensors>=0.5,<1',
         'simplejpeg>=1.8',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.9,<5',
@@ -44,7 +46,10 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'plan': ['jax[tpu]'],  # Its compiler, which needs no TPU.
+        'embeddings': ['pyarrow>=15'],
         'gcs': ['etils[epath-gcs]', 'gcsfs'],
+        # What weights are read from, handed to and compared with; no module of ours imports them when it is imported.
+        'interop': ['torch>=2.6', 'transformers>=5.0,<6'],
         'test': [
             'beartype>=0.20',
             'kaldi_native_fbank>=1.20',

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from etils import epath
 
 from avmae_jax import objectives
@@ -35,7 +36,7 @@ from avmae_jax.ops.mixup import CutMix, Mixup
 from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
-from avmae_jax.settings import Config, choose, construct
+from avmae_jax.settings import Config, choose, construct, to_plain
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
@@ -58,10 +59,13 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
       info: what a classifier takes its classes from; a masked autoencoder needs none of it.
     """
     section = config['model']
-    common, own = ('tokenizers', 'encoder', 'compute'), ('decoder',) if 'decoder' in section else CLASSIFIER_SETTINGS
+    common = ('tokenizers', 'encoder', 'architecture', 'compute')
+    own = ('decoder',) if 'decoder' in section else CLASSIFIER_SETTINGS
     for name in section:
         choose(dict.fromkeys(common + own), 'model', name)
     compute = construct(Compute, 'model.compute', section['compute'])
+    # Runs of before this setting have none.
+    architecture = construct(sizes.Architecture, 'model.architecture', section.get('architecture', {}))
     made = {
         modality: construct(
             choose(tokenizers.TOKENIZERS, 'model.tokenizers', modality),
@@ -71,15 +75,15 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
         for modality in section['tokenizers']
     }
     if 'decoder' in section:
-        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, compute)
-        decoder = _build_stack(section, 'decoder', decoders.DECODERS, compute)
+        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, architecture, compute)
+        decoder = _build_stack(section, 'decoder', decoders.DECODERS, architecture, compute)
         return MaskedAutoencoder(tokenizers=made, encoder=encoder, decoder=decoder)
     return construct(
         Classifier,
         'model',
         {name: section[name] for name in CLASSIFIER_SETTINGS if name in section},
         tokenizers=made,
-        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, compute),
+        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, architecture, compute),
         num_classes=_num_classes(config, info),
     )
 
@@ -97,15 +101,46 @@ def build_sizes(config: Config) -> dict[str, sizes.Size]:
     }
 
 
-CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'representation')
+def describe_model(model: Model) -> dict[str, Any]:
+    """The section config.model that `build_model` makes this model of, as plain values."""
+    encoder = _describe_stack(model.encoder, {**encoders.ENCODERS, 'mbt': MBT})
+    section: dict[str, Any] = {
+        'tokenizers': {modality: _fields(tokenizer) for modality, tokenizer in model.tokenizers.items()},
+        'encoder': encoder,
+        'architecture': dataclasses.asdict(model.encoder.size.architecture),
+        'compute': dataclasses.asdict(model.encoder.compute),
+    }
+    if isinstance(model, MaskedAutoencoder):
+        assert model.decoder.size.architecture == model.encoder.size.architecture
+        section['decoder'] = _describe_stack(model.decoder, decoders.DECODERS)
+    else:
+        section |= {name: getattr(model, name) for name in CLASSIFIER_SETTINGS}
+    return to_plain(section)
 
 
-def _build_stack(section: Config, part: str, classes: Mapping[str, Any], compute: Compute) -> Any:
+def _describe_stack(stack: Any, classes: Mapping[str, Any]) -> dict[str, Any]:
+    (name,) = (name for name, kind in classes.items() if kind is type(stack))
+    size = {number: value for number, value in vars(stack.size).items() if number != 'architecture'}
+    return {'name': name, **_fields(stack, 'size', 'compute'), 'size': size}
+
+
+def _fields(module: Any, *without: str) -> dict[str, Any]:
+    """The arguments that a module was made with, but for flax's own."""
+    names = [field.name for field in dataclasses.fields(module) if field.init]
+    return {name: getattr(module, name) for name in names if name not in ('parent', 'name', *without)}
+
+
+CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'pooled_norm_epsilon', 'representation')
+
+
+def _build_stack(
+    section: Config, part: str, classes: Mapping[str, Any], architecture: sizes.Architecture, compute: Compute
+) -> Any:
     return construct(
         choose(classes, f'model.{part}.name', section[part]['name']),
         f'model.{part}',
         _without(section[part], 'name', 'size'),
-        size=_build_size(section[part]['size'], f'model.{part}.size', SIZES[part]),
+        size=_build_size(section[part]['size'], f'model.{part}.size', SIZES[part], architecture),
         compute=compute,
     )
 
@@ -127,9 +162,13 @@ def _num_classes(config: Config, info: DatasetInfo | None) -> dict[str, int]:
     return {head: len(labels[head].names) for head in heads}
 
 
-def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size]) -> sizes.Size:
+def _build_size(
+    size: Any, where: str, table: Mapping[str, sizes.Size], architecture: sizes.Architecture = sizes.USUAL
+) -> sizes.Size:
     """A size by its name in the table, or by its numbers."""
-    return construct(sizes.Size, where, size) if isinstance(size, Mapping) else choose(table, where, size)
+    if isinstance(size, Mapping):
+        return construct(sizes.Size, where, size, architecture=architecture)
+    return dataclasses.replace(choose(table, where, size), architecture=architecture)
 
 
 def build_objective(config: Config) -> objectives.Objective | objectives.Classification:
@@ -416,6 +455,7 @@ def step_flops(config: Config, parts: Parts, *, repeated: bool = False) -> float
 class Start(NamedTuple):
     """A model that training may begin with: its parameters, tokenizers and tokens along each axis."""
 
+    model: Model
     params: Any
     tokenizers: Mapping[Modality, Any]
     grids: Mapping[Modality, tuple[int, ...]]
@@ -430,6 +470,7 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
     """
     section = config['start']
     other = _read_vit(section, parts) if is_vit(section['path']) else _read_run(config, source)
+    _check_architecture(parts.model.encoder.size.architecture, other.model.encoder.size.architecture)
     key, _ = jax.random.split(jax.random.key(config['seed']))  # As training/state.py initialises.
     fresh = jax.tree.map(np.asarray, jax.jit(make_init_params(parts.model, parts.objective, parts.shapes))(key))
     params, report = _or_setting(
@@ -450,6 +491,24 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
     return jax.tree.map(np.asarray, params), report
 
 
+def _check_architecture(ours: sizes.Architecture, theirs: sizes.Architecture) -> None:
+    wrong = {name: value for name, value in vars(theirs).items() if value != getattr(ours, name)}
+    if wrong:
+        flags = ' '.join(f'--config.model.architecture.{name}={value}' for name, value in wrong.items())
+        raise ValueError(f'config.start.path is of a model that is made otherwise than config.model: give {flags}.')
+
+
+def _compare_preprocess(config: Config, theirs: Config) -> None:
+    """Warns where the start saw its pictures, or heard its sound, otherwise: it learns that anew."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Preprocess)}
+    shared = set(config['model']['tokenizers']) & set(theirs['model']['tokenizers'])
+    names = ['convention'] * ('audio' in shared) + ['rgb_mean', 'rgb_std'] * bool(shared - {'audio'})
+    for name in names:
+        here, there = (to_plain({name: c['preprocess'].get(name, defaults[name])})[name] for c in (config, theirs))
+        if here != there:
+            logging.warning('config.preprocess.%s is %s, and that of config.start.path was %s.', name, here, there)
+
+
 def is_vit(path: str) -> bool:
     """Whether a start is a file with the weights of an image ViT, and no run."""
     return path.endswith('.npz')
@@ -459,7 +518,7 @@ def _read_vit(section: Config, parts: Parts) -> Start:
     if section['heads']:
         raise ValueError(f'config.start.heads=True: the classes of {section["path"]} are of images; set it to False.')
     made = _or_setting('start.path', vit.read, section['path'], parts.model.encoder.compute)
-    return Start(made.params, made.model.tokenizers, {'image': made.grid})
+    return Start(made.model, made.params, made.model.tokenizers, {'image': made.grid})
 
 
 def _read_run(config: Config, source: Mixture) -> Start:
@@ -477,7 +536,8 @@ def _read_run(config: Config, source: Mixture) -> Start:
                     f'{len(wanted.names)}: set it to False.'
                 )
     shapes = {modality: tuple(shape) for modality, shape in other.meta['input_shapes'].items()}
-    return Start(other.params, other.model.tokenizers, other.model.grids(_blank(shapes)))
+    _compare_preprocess(config, other.meta['config'])
+    return Start(other.model, other.params, other.model.tokenizers, other.model.grids(_blank(shapes)))
 
 
 def _blank(shapes: Mapping[Modality, tuple[int, ...]]) -> dict[Modality, np.ndarray]:

@@ -110,7 +110,8 @@ def preprocess(seconds: float | None = None, flip: bool = True, records: str = '
     Args:
       seconds: of sound; None for none.
     """
-    section: dict = dict(flip=flip)
+    # Scaled to [-1, 1]; models of others may want ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
+    section: dict = dict(flip=flip, rgb_mean=(0.5, 0.5, 0.5), rgb_std=(0.5, 0.5, 0.5))
     if seconds is not None:
         section |= dict(
             convention='avmae',
@@ -151,6 +152,7 @@ def model(
         },
         encoder=dict(name=encoder, size=size),
         decoder=dict(name=decoder, size=decoder_size or size, positions='sincos_1d', modality_token=False),
+        architecture=dict(gelu='tanh', norm_epsilon=1e-6, qkv_bias=True),
         compute=dict(dtype='bfloat16', scan=True, remat='none', attention='auto'),
     )
     if encoder == 'mid':

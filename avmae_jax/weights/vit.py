@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +25,8 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import ImageTokenizer
+from avmae_jax.weights.files import checked, read_npz
+from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import (
     VECTOR,
     dense_rows,
@@ -36,8 +37,6 @@ from avmae_jax.weights.scenic_avmae import (
     stem_rows,
 )
 from avmae_jax.weights.table import Arrays, Row, few, reshape
-
-HEAD = 'label'  # What our model calls the head of the ViT.
 
 # What stands before the names: in files of a model, of a training state, of an old one.
 PREFIXES = ('', 'params/', 'opt/target/')
@@ -69,15 +68,28 @@ class ViT(NamedTuple):
 
 def read(path: epath.PathLike, compute: Compute) -> ViT:
     """The ViT in an .npz file."""
-    try:
-        with epath.Path(path).open('rb') as file, np.load(file) as stored:
-            arrays = dict(stored)
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no .npz file that can be read: {error}') from error
+    arrays = checked(path, read_npz(path))
     try:
         return load(arrays, compute)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+
+
+def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, str]) -> Imported:
+    """The same for `weights/formats.py`."""
+    stored = checked(path, read_npz(path))
+    try:
+        arrays = scenic_names(stored)
+        model, params, grid = load(stored, compute)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    patch, rows = model.tokenizers['image'].patch, vit_rows(model)
+    classes: tuple[str, ...] | None = ()
+    if not _has_head(stored):
+        classes, arrays = None, {name: array for name, array in arrays.items() if not name.startswith('head/')}
+        rows = [*(row for row in rows if not row.source[0].startswith('head/')), *silent_head(model)]
+    shape = (grid[0] * patch[0], grid[1] * patch[1], 3)
+    return Imported(model, params, {'image': shape}, rows, arrays, classes=classes)
 
 
 def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:
@@ -88,6 +100,10 @@ def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:
     patch = model.tokenizers['image'].patch
     image = jax.ShapeDtypeStruct((1, grid[0] * patch[0], grid[1] * patch[1], 3), jnp.float32)
     return ViT(model, load_rows(model, vit_rows(model), arrays, {'image': image}), grid)
+
+
+def _has_head(arrays: Mapping[str, np.ndarray]) -> bool:
+    return any(name.endswith(('head/kernel', 'output_projection/kernel')) for name in arrays)
 
 
 def scenic_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
