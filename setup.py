@@ -35,6 +35,7 @@ setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12,<0.13',
         'PyYAML>=6.0',
+        'safetensors>=0.5,<1',
         'simplejpeg>=1.8',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.9,<5',
@@ -45,6 +46,8 @@ setup(
         'tpu': ['jax[tpu]'],
         'plan': ['jax[tpu]'],  # Its compiler, which needs no TPU.
         'gcs': ['etils[epath-gcs]', 'gcsfs'],
+        # What weights are read from, handed to and compared with; no module of ours imports them when it is imported.
+        'interop': ['torch>=2.6', 'transformers>=5.0,<6'],
         'test': [
             'beartype>=0.20',
             'kaldi_native_fbank>=1.20',

@@ -532,7 +532,7 @@ def compare_data(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]
     if 'trained_on' not in about:
         return []
     notes = []
-    if about['trained_on'] != data['digest']:
+    if about['trained_on'] not in (data['digest'], ''):  # '': an imported model, of whose data nothing is known.
         notes.append('These are other data than it was trained on.')
     for head, digest in data['labels'].items():
         if about['labels'].get(head, digest) != digest:

@@ -37,7 +37,7 @@ from avmae_jax.ops.mixup import CutMix, Mixup
 from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
-from avmae_jax.settings import Config, choose, construct
+from avmae_jax.settings import Config, choose, construct, to_plain
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
@@ -84,6 +84,32 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
         encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, compute),
         num_classes=_num_classes(config, info),
     )
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """The section config.model that `build_model` makes this model of, as plain values."""
+    encoder = _describe_stack(model.encoder, {**encoders.ENCODERS, 'mbt': MBT})
+    section: dict[str, Any] = {
+        'tokenizers': {modality: _fields(tokenizer) for modality, tokenizer in model.tokenizers.items()},
+        'encoder': encoder,
+        'compute': dataclasses.asdict(model.encoder.compute),
+    }
+    if isinstance(model, MaskedAutoencoder):
+        section['decoder'] = _describe_stack(model.decoder, decoders.DECODERS)
+    else:
+        section |= {name: getattr(model, name) for name in CLASSIFIER_SETTINGS}
+    return to_plain(section)
+
+
+def _describe_stack(stack: Any, classes: Mapping[str, Any]) -> dict[str, Any]:
+    (name,) = (name for name, kind in classes.items() if kind is type(stack))
+    return {'name': name, **_fields(stack, 'size', 'compute'), 'size': dataclasses.asdict(stack.size)}
+
+
+def _fields(module: Any, *without: str) -> dict[str, Any]:
+    """The arguments that a module was made with, but for flax's own."""
+    names = [field.name for field in dataclasses.fields(module) if field.init]
+    return {name: getattr(module, name) for name in names if name not in ('parent', 'name', *without)}
 
 
 CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'representation')

@@ -237,7 +237,8 @@ def restore(
     restored = checkpoints.restore(state_lib.to_items(abstract))
     if restored is None:
         return None
-    if restored.meta['dataset']['digest'] != dataset_digest:
+    # An imported model has seen no dataset of ours, and goes on with any.
+    if restored.meta['dataset']['digest'] not in (dataset_digest, ''):
         raise ValueError(
             f'{checkpoints.directory} is a run on a dataset of other content than config.data.path: its digest was '
             f'{restored.meta["dataset"]["digest"][:16]}... and is {dataset_digest[:16]}.... Give the old data, or '

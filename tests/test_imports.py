@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
-VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo', 'plan', 'export'}
+VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo', 'plan', 'convert', 'export'}
 # Neighbours of a layer are strangers to each other.
 LAYERS = (
     {'structs', 'progress', 'settings'},

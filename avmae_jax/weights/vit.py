@@ -26,6 +26,7 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import ImageTokenizer
+from avmae_jax.weights.imported import Imported
 from avmae_jax.weights.scenic_avmae import (
     VECTOR,
     dense_rows,
@@ -69,15 +70,38 @@ class ViT(NamedTuple):
 
 def read(path: epath.PathLike, compute: Compute) -> ViT:
     """The ViT in an .npz file."""
-    try:
-        with epath.Path(path).open('rb') as file, np.load(file) as stored:
-            arrays = dict(stored)
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no .npz file that can be read: {error}') from error
+    arrays = _read_arrays(path)
     try:
         return load(arrays, compute)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+
+
+def _read_arrays(path: epath.PathLike) -> Arrays:
+    try:
+        with epath.Path(path).open('rb') as file, np.load(file) as stored:
+            return dict(stored)
+    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} is no .npz file that can be read: {error}') from error
+
+
+def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, str]) -> Imported:
+    """The same for `weights/formats.py`."""
+    stored = _read_arrays(path)
+    try:
+        arrays = scenic_names(stored)
+        model, params, grid = load(stored, compute)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    patch = model.tokenizers['image'].patch
+    return Imported(
+        model,
+        params,
+        {'image': (grid[0] * patch[0], grid[1] * patch[1], 3)},
+        vit_rows(model),
+        arrays,
+        classes=() if _has_head(stored) else None,
+    )
 
 
 def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:
@@ -88,6 +112,10 @@ def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:
     patch = model.tokenizers['image'].patch
     image = jax.ShapeDtypeStruct((1, grid[0] * patch[0], grid[1] * patch[1], 3), jnp.float32)
     return ViT(model, load_rows(model, vit_rows(model), arrays, {'image': image}), grid)
+
+
+def _has_head(arrays: Mapping[str, np.ndarray]) -> bool:
+    return any(name.endswith(('head/kernel', 'output_projection/kernel')) for name in arrays)
 
 
 def scenic_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
