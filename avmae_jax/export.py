@@ -6,7 +6,8 @@
 `--format` is one of
 
   safetensors   what `avmae_jax.load_pretrained(DIR)` reads: parameters, model, labels, preprocessing
-  orbax         the parameters alone, for `config.start.path=DIR` and for orbax
+  orbax         a run of the parameters alone, for `config.start.path=DIR` and for orbax
+  jax_export    programs with the parameters in them (StableHLO), which run without this package
 
 Each comes with a model card, README.md, whose TODOs (licences, limits) are yours, and with digests.json. DIR appears
 whole or not at all.
@@ -27,14 +28,17 @@ from absl import app, flags, logging
 from etils import epath
 
 from avmae_jax import pretrained, settings
-from avmae_jax.exports import card, folder, native
-from avmae_jax.exports.trained import DTYPES, Trained
+from avmae_jax.exports import card, folder, native, orbax, program
+from avmae_jax.exports.trained import DTYPES, Trained, named_arrays
+from avmae_jax.weights import safetensors
 
 EXIT_SETTINGS, EXIT_INTERRUPTED = 2, 130
 
 # Writes what a format consists of into a folder; the card and the digests come from here.
 FORMATS: dict[str, Callable[[epath.Path, Trained, str], None]] = {
     'safetensors': native.write,
+    'orbax': orbax.write,
+    'jax_export': program.write,
 }
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run, for its newest checkpoint; or RUN/checkpoints/STEP.')
@@ -61,6 +65,7 @@ def run() -> None:
     if _DTYPE.value not in DTYPES:
         raise ValueError(f'--dtype={_DTYPE.value} is none of {", ".join(DTYPES)}.')
     trained = pretrained.read_run(_CHECKPOINT.value, averaged=_AVERAGED.value, average_last=_AVERAGE_LAST.value)
+    safetensors.check_finite(named_arrays(trained.params))
     export(_OUTPUT.value, trained, _FORMAT.value, _DTYPE.value)
     print(f'Written to {_OUTPUT.value}: step {trained.about["step"]:,} of {_CHECKPOINT.value} as {_FORMAT.value}.')
 

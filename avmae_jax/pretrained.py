@@ -175,7 +175,7 @@ def read_run(
         ),
         info=restored.info,
         shapes={modality: tuple(shape) for modality, shape in meta['input_shapes'].items()},
-        sections={name: config[name] for name in native.SECTIONS},
+        config=dict(config),
         about={
             'checkpoint': str(restored.folder),
             'step': int(restored.folder.name),

@@ -69,7 +69,7 @@ def check_digests(folder: epath.Path, names: Iterable[str]) -> None:
     expected = read_json(folder, DIGESTS_FILE).get('files')
     for name in names:
         if not isinstance(expected, dict) or name not in expected:
-            raise ValueError(f'{folder / DIGESTS_FILE} does not tell the digest of {name}: the export is not whole.')
+            raise ValueError(f'{folder / DIGESTS_FILE} does not tell of {name}: no export to load, or not a whole one.')
         if not (folder / name).exists():
             raise ValueError(f'{folder} has no {name}: the export is not whole.')
         if _digest(folder / name) != expected[name]:

@@ -27,14 +27,19 @@ SECTIONS = ('model', 'objective')
 
 
 def write(folder: epath.Path, trained: Trained, dtype: str) -> None:
-    """All but the card and the digests."""
+    """Parameters, and what rebuilds the model."""
     safetensors.write(folder / WEIGHTS, cast(named_arrays(trained.params), dtype), {'format': FORMAT})
+    write_description(folder, trained)
+
+
+def write_description(folder: epath.Path, trained: Trained) -> None:
+    """All JSON but the digests; other formats have it beside them too."""
     dataset = json.loads(trained.info.to_json())
     labels = {head: entry for head, entry in dataset.pop('labels').items() if head in trained.heads}
     content = {
         'format': FORMAT,
         'format_version': FORMAT_VERSION,
-        **{name: trained.sections[name] for name in SECTIONS},
+        **{name: trained.config[name] for name in SECTIONS},
         'input_shapes': {m: list(shape) for m, shape in trained.shapes.items()},
         'dataset': dataset,
         'about': trained.about,
@@ -58,7 +63,9 @@ class Stored(NamedTuple):
 
 
 def is_export(path: epath.Path) -> bool:
-    return (path / WEIGHTS).exists() or (path / folders.DIGESTS_FILE).exists()
+    """Whether that is what a folder is meant to be: one that is damaged is an export too, and a run is none."""
+    there = [name for name in (WEIGHTS, folders.DIGESTS_FILE) if (path / name).exists()]
+    return bool(there) and not (path / 'checkpoints').is_dir()
 
 
 def read(path: epath.Path) -> Stored:

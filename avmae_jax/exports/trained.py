@@ -31,7 +31,7 @@ class Trained(NamedTuple):
       view, preprocess: what it is shown of a clip, and how.
       info: the dataset it was trained on, without shards.
       shapes: modality -> shape of one row as the model gets it.
-      sections: of its config: model, objective, and those of the modalities.
+      config: what it was built from: the whole of its run's, or of an export the sections model and objective.
       about: where it comes from: run, step, digests.
     """
 
@@ -42,7 +42,7 @@ class Trained(NamedTuple):
     preprocess: Preprocess
     info: DatasetInfo
     shapes: dict[Modality, tuple[int, ...]]
-    sections: dict[str, Any]
+    config: dict[str, Any]
     about: dict[str, Any]
 
     @property
