@@ -25,6 +25,7 @@ from etils import epath
 
 from avmae_jax.models.autoencoder import MaskedAutoencoder
 from avmae_jax.models.blocks import Compute
+from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.trunk import Trunk
 from avmae_jax.structs import Modality
 from avmae_jax.weights import scenic_config, scenic_mbt
@@ -127,29 +128,30 @@ def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, st
     return Imported(model, params, shapes, rows, arrays, classes=classes, settings=settings)
 
 
-def build(config: scenic_config.Config, arrays: Arrays, compute: Compute, variant: str) -> tuple[Trunk, list[Row]]:
+def build(
+    config: scenic_config.Config, arrays: Arrays, compute: Compute, variant: str
+) -> tuple[MaskedAutoencoder | Classifier, list[Row]]:
     """The model of a config with its table: their names -> ours, for the layout with layers one by one."""
     # Configs of finetuning say nothing of a reconstruction.
     config = {'masked_feature_loss': {'target': 'rgb'}, **config}
     if 'modality_fusion' in config['model']:
         stem = arrays.get('embedding_spectrogram/kernel', arrays.get('embedding/kernel'))
-        sound = 'spectrogram' in config['model']['modality_fusion'] and stem is not None and stem.ndim == 4
-        channels = stem.shape[2] if sound else 1
-        model = scenic_config.build_mbt(config, num_classes(arrays), compute, variant, channels)
-        return model, scenic_mbt.mbt_rows(model, variant)
+        channels = stem.shape[2] if stem is not None and stem.ndim == 4 else 1  # That of video has five axes.
+        mbt = scenic_config.build_mbt(config, num_classes(arrays), compute, variant, channels)
+        return mbt, scenic_mbt.mbt_rows(mbt, variant)
     if variant != 'av_mae':
         raise ValueError("its config is of no MBT: config.model has no modality_fusion. Read it as 'scenic_avmae'.")
     if 'decoder_config' in config['model'] and 'mask_token' in ' '.join(arrays):
-        model = scenic_config.build_autoencoder(config, compute)
-        return model, scenic_rows(model, single='embedding/kernel' in arrays)
-    model = scenic_config.build_classifier(
+        autoencoder = scenic_config.build_autoencoder(config, compute)
+        return autoencoder, scenic_rows(autoencoder, single='embedding/kernel' in arrays)
+    classifier = scenic_config.build_classifier(
         config,
         num_classes(arrays),
         compute,
         final_norm='Transformer/encoder_norm/scale' in arrays,
         pooled_norm='encoder_norm/scale' in arrays,
     )
-    return model, scenic_rows(model, single=True)
+    return classifier, scenic_rows(classifier, single=True)
 
 
 def num_classes(arrays: Arrays) -> int:
@@ -183,7 +185,7 @@ def input_shape(config: scenic_config.Config, modality: Modality, given: Mapping
 
 def source_settings(config: scenic_config.Config, model: Trunk) -> dict[str, Any]:
     """What the config says of the data and the masks, under the names of our configs."""
-    data, found = config.get('dataset_configs') or {}, {}
+    data, found = config.get('dataset_configs') or {}, dict[str, Any]()
     if 'video' in model.tokenizers:
         found |= {f'video.{name}': data[name] for name in ('num_frames', 'crop_size') if name in data}
     if 'audio' in model.tokenizers and 'spec_shape' in data and 'num_spec_frames' in data:
