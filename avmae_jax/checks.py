@@ -184,8 +184,8 @@ def _check_classification(objective: objectives.Classification, model: experimen
 
 def _check_patches(tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]) -> None:
     axes = tokenizer.axes_of((1, *shape))
-    for size, patch in zip(axes, tokenizer.patch, strict=True):
-        if modality != 'audio' and size % patch:
+    for size, patch, step in zip(axes, tokenizer.patch, tokenizer.stride or tokenizer.patch, strict=False):
+        if modality != 'audio' and (size - patch) % step:
             raise ValueError(
                 f'config.model.tokenizers.{modality}.patch={tokenizer.patch} does not divide the {modality} of '
                 f'{" x ".join(map(str, axes))}: choose config.{modality}.crop_size and num_frames as multiples of it.'

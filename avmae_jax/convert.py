@@ -289,7 +289,7 @@ def parse_given(texts: Sequence[str]) -> dict[str, str]:
 
 
 def run(overrides: Mapping[str, Any]) -> None:
-    values = {flag.name: flag.value for flag in (_FROM, _INPUT, _OUTPUT, _CONFIG)}
+    values: dict[str, Any] = {flag.name: flag.value for flag in (_FROM, _INPUT, _OUTPUT, _CONFIG)}
     for name, value in values.items():
         if not value:
             raise ValueError(f'--{name} is needed. {flags.FLAGS[name].help}')

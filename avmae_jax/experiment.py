@@ -60,10 +60,13 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
       info: what a classifier takes its classes from; a masked autoencoder needs none of it.
     """
     section = config['model']
-    common, own = ('tokenizers', 'encoder', 'compute'), ('decoder',) if 'decoder' in section else CLASSIFIER_SETTINGS
+    common = ('tokenizers', 'encoder', 'architecture', 'compute')
+    own = ('decoder',) if 'decoder' in section else CLASSIFIER_SETTINGS
     for name in section:
         choose(dict.fromkeys(common + own), 'model', name)
     compute = construct(Compute, 'model.compute', section['compute'])
+    # Runs of before this setting have none.
+    architecture = construct(sizes.Architecture, 'model.architecture', section.get('architecture', {}))
     made = {
         modality: construct(
             choose(tokenizers.TOKENIZERS, 'model.tokenizers', modality),
@@ -73,15 +76,15 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
         for modality in section['tokenizers']
     }
     if 'decoder' in section:
-        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, sizes.SIZES, compute)
-        decoder = _build_stack(section, 'decoder', decoders.DECODERS, sizes.DECODER_SIZES, compute)
+        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, sizes.SIZES, architecture, compute)
+        decoder = _build_stack(section, 'decoder', decoders.DECODERS, sizes.DECODER_SIZES, architecture, compute)
         return MaskedAutoencoder(tokenizers=made, encoder=encoder, decoder=decoder)
     return construct(
         Classifier,
         'model',
         {name: section[name] for name in CLASSIFIER_SETTINGS if name in section},
         tokenizers=made,
-        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, compute),
+        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, architecture, compute),
         num_classes=_num_classes(config, info),
     )
 
@@ -92,9 +95,11 @@ def describe_model(model: Model) -> dict[str, Any]:
     section: dict[str, Any] = {
         'tokenizers': {modality: _fields(tokenizer) for modality, tokenizer in model.tokenizers.items()},
         'encoder': encoder,
+        'architecture': dataclasses.asdict(model.encoder.size.architecture),
         'compute': dataclasses.asdict(model.encoder.compute),
     }
     if isinstance(model, MaskedAutoencoder):
+        assert model.decoder.size.architecture == model.encoder.size.architecture
         section['decoder'] = _describe_stack(model.decoder, decoders.DECODERS)
     else:
         section |= {name: getattr(model, name) for name in CLASSIFIER_SETTINGS}
@@ -103,7 +108,8 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 def _describe_stack(stack: Any, classes: Mapping[str, Any]) -> dict[str, Any]:
     (name,) = (name for name, kind in classes.items() if kind is type(stack))
-    return {'name': name, **_fields(stack, 'size', 'compute'), 'size': dataclasses.asdict(stack.size)}
+    size = {number: value for number, value in vars(stack.size).items() if number != 'architecture'}
+    return {'name': name, **_fields(stack, 'size', 'compute'), 'size': size}
 
 
 def _fields(module: Any, *without: str) -> dict[str, Any]:
@@ -112,17 +118,22 @@ def _fields(module: Any, *without: str) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names if name not in ('parent', 'name', *without)}
 
 
-CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'representation')
+CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'pooled_norm_epsilon', 'representation')
 
 
 def _build_stack(
-    section: Config, part: str, classes: Mapping[str, Any], named: Mapping[str, sizes.Size], compute: Compute
+    section: Config,
+    part: str,
+    classes: Mapping[str, Any],
+    named: Mapping[str, sizes.Size],
+    architecture: sizes.Architecture,
+    compute: Compute,
 ) -> Any:
     return construct(
         choose(classes, f'model.{part}.name', section[part]['name']),
         f'model.{part}',
         _without(section[part], 'name', 'size'),
-        size=_build_size(section[part]['size'], f'model.{part}.size', named),
+        size=_build_size(section[part]['size'], f'model.{part}.size', named, architecture),
         compute=compute,
     )
 
@@ -144,9 +155,11 @@ def _num_classes(config: Config, info: DatasetInfo | None) -> dict[str, int]:
     return {head: len(labels[head].names) for head in heads}
 
 
-def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size]) -> sizes.Size:
+def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size], architecture: sizes.Architecture) -> sizes.Size:
     """A size by its name in the table, or by its numbers."""
-    return construct(sizes.Size, where, size) if isinstance(size, Mapping) else choose(table, where, size)
+    if isinstance(size, Mapping):
+        return construct(sizes.Size, where, size, architecture=architecture)
+    return dataclasses.replace(choose(table, where, size), architecture=architecture)
 
 
 def build_objective(config: Config) -> objectives.Objective | objectives.Classification:

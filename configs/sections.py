@@ -144,6 +144,7 @@ def model(
         },
         encoder=dict(name=encoder, size=size),
         decoder=dict(name=decoder, size=decoder_size or size, positions='sincos_1d', modality_token=False),
+        architecture=dict(gelu='tanh', norm_epsilon=1e-6, qkv_bias=True),
         compute=dict(dtype='bfloat16', scan=True, remat='none', attention='auto'),
     )
     if encoder == 'mid':

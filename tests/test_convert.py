@@ -59,5 +59,5 @@ def test_what_does_not_fit_is_told_and_nothing_is_written(tmp_path, changes, ove
 def test_values_that_are_not_finite_are_refused(tmp_path):
     weights = published()
     weights['head/kernel'][1, 2] = np.nan
-    with pytest.raises(ValueError, match='head_label/kernel holds values that are not finite'):
+    with pytest.raises(ValueError, match='head/kernel holds numbers that are not finite'):
         convert.convert('vit_npz', save(tmp_path, weights), tmp_path / 'run', finetuning())

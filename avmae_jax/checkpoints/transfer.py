@@ -60,6 +60,8 @@ def average(kernel: Float[np.ndarray, 'v d'], frames: int) -> Float[np.ndarray, 
     return np.tile(kernel / frames, (frames, 1))
 
 
+IN_FRONT = ('/class_token', '/distillation_token')  # In the order of their positions.
+
 # How the stem of an image model becomes one of tubelets: (kernel, frames of a tubelet) -> kernel.
 INFLATIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {'central': central, 'average': average}
 
@@ -179,7 +181,8 @@ def transfer(
         fitted, fate = _fit(name, found, given, array, setting)
         position = _lost_position(name, found, setting)
         if position in theirs:
-            fitted, fate = fitted + np.asarray(theirs[position])[0], MERGED
+            place = [found.endswith(token) for token in IN_FRONT].index(True)
+            fitted, fate = fitted + np.asarray(theirs[position])[place], MERGED
             used.add(position)
         result[name] = jnp.asarray(fitted, array.dtype)
         used.add(found)
@@ -303,7 +306,7 @@ def _lost_position(name: str, found: str, setting: Setting) -> str:
     """The table whose first place is to be added to a class token that has a position in the other model alone."""
     modality, source = (text.split('/')[0].removeprefix('tokenizers_') for text in (name, found))
     ours, theirs = setting.tokenizers.get(modality), setting.source_tokenizers.get(source)
-    if not name.endswith('/class_token') or ours is None or theirs is None:
+    if not name.endswith(IN_FRONT) or ours is None or theirs is None:
         return ''
     return f'tokenizers_{source}/positions/table' if theirs.class_position and not ours.class_position else ''
 
@@ -329,12 +332,12 @@ def _fit_positions(
     if given.shape == wanted.shape and old == new:
         return given, TAKEN
     in_front, wanted_in_front = len(given) - math.prod(old), len(wanted) - math.prod(new)
-    if in_front not in (0, 1) or wanted_in_front not in (0, 1):
+    if not 0 <= min(in_front, wanted_in_front) <= max(in_front, wanted_in_front) <= len(IN_FRONT):
         raise ValueError(f'{name} is {given.shape} in the start, which does not fit its grid {old}.')
     # A class token that had no position before keeps the one it was initialised with.
-    first = given[:1] if in_front else wanted[:1]
+    first = np.concatenate([given[:in_front], wanted[in_front:wanted_in_front]])[:wanted_in_front]
     resized = positions.resize_table(given[in_front:], old, new)
-    return np.concatenate([first, resized]) if wanted_in_front else resized, fate
+    return np.concatenate([first, resized]), fate
 
 
 def _plain(tree: Any) -> Any:

@@ -23,6 +23,12 @@ class MaskedAutoencoder(Trunk):
 
     def __post_init__(self):
         super().__post_init__()
+        for modality, tokenizer in self.tokenizers.items():
+            if tokenizer.stride is not None:
+                raise ValueError(
+                    f'tokenizers.{modality}.stride={tuple(tokenizer.stride)}: hidden patches would be seen through '
+                    'their neighbours, and what is put back would not be unique; an autoencoder has stride=None.'
+                )
         separate = isinstance(self.encoder, SeparateEncoder) and isinstance(self.decoder, SeparateDecoder)
         if separate and len(self.tokenizers) > 1:
             raise ValueError(

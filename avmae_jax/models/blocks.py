@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from avmae_jax.models.sizes import Size
 from avmae_jax.ops import attention
-from avmae_jax.ops.dense import dense, gelu, layer_norm
+from avmae_jax.ops.dense import GELUS, NORM_EPSILON, dense, layer_norm
 from avmae_jax.structs import Array
 
 DENSE = 'dense'
@@ -55,15 +55,16 @@ class Compute:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation with statistics in float32."""
+    """Layer normalisation with statistics in float32; `epsilon` is added to the variance."""
 
     dtype: str
+    epsilon: float | int = NORM_EPSILON
 
     @nn.compact
     def __call__(self, x: Float[Array, '*rows d']) -> Float[Array, '*rows d']:
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.dtype)
+        return layer_norm(x, scale, bias, self.dtype, self.epsilon)
 
 
 class Dense(nn.Module):
@@ -100,11 +101,12 @@ class Attention(nn.Module):
     compute: Compute
     segments: tuple[int, ...]
     carried: int | None = None
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b _ d']:
         batch, tokens, width = x.shape
-        qkv = Dense(3 * width, self.compute.dtype, kernel_init=qkv_init, name='qkv')(x)
+        qkv = Dense(3 * width, self.compute.dtype, kernel_init=qkv_init, use_bias=self.bias, name='qkv')(x)
         qkv = qkv.reshape(batch, tokens, self.num_heads, 3, width // self.num_heads)
         parts = jax.lax.split(qkv, self.segments, axis=1)
         outs = [attention.self_attention(part, self.compute.attention) for part in parts]
@@ -119,16 +121,17 @@ def last_tokens(x: Float[Array, 'b n d'], count: int | None) -> Float[Array, 'b 
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU (in its tanh form) between."""
+    """Two dense layers with a GELU between."""
 
     mlp_width: int
     dtype: str
+    gelu: str = 'tanh'
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         tiny = nn.initializers.normal(stddev=1e-6)
         hidden = Dense(self.mlp_width, self.dtype, bias_init=tiny, name='up')(x)
-        return Dense(x.shape[-1], self.dtype, bias_init=tiny, name='down')(gelu(hidden))
+        return Dense(x.shape[-1], self.dtype, bias_init=tiny, name='down')(GELUS[self.gelu](hidden))
 
 
 class Block(nn.Module):
@@ -151,12 +154,14 @@ class Block(nn.Module):
         self, x: Float[Array, 'b n d'], scales: Float[Array, '2 b'] | None = None
     ) -> tuple[Float[Array, 'b _ d'], Array | None]:
         """`scales` is what each example's two residuals are multiplied by, see `residual_scales`."""
-        dtype = self.compute.dtype
-        y = LayerNorm(dtype, name='attention_norm')(x)
-        y = Attention(self.size.num_heads, self.compute, self.segments, self.carried, name='attention')(y)
-        x = last_tokens(x, self.carried) + scaled(y, scales, 0)
-        y = Mlp(self.size.mlp_width, dtype, name='mlp')(LayerNorm(dtype, name='mlp_norm')(x))
-        x = x + scaled(y, scales, 1)
+        dtype, size, made = self.compute.dtype, self.size, self.size.architecture
+        y = LayerNorm(dtype, made.norm_epsilon, name='attention_norm')(x)
+        attention = Attention(
+            size.num_heads, self.compute, self.segments, self.carried, made.qkv_bias, name='attention'
+        )
+        x = last_tokens(x, self.carried) + scaled(attention(y), scales, 0)
+        y = LayerNorm(dtype, made.norm_epsilon, name='mlp_norm')(x)
+        x = x + scaled(Mlp(size.mlp_width, dtype, made.gelu, name='mlp')(y), scales, 1)
         return x, x if self.collect else None  # The shape of a scan's body: what is carried on, what is collected.
 
 
@@ -198,6 +203,7 @@ class Stack(nn.Module):
 
     Attributes:
       final_norm: whether the stack ends with a LayerNorm.
+      final_norm_epsilon: of that norm; None for that of the blocks.
       drop_rates: in training, how often a residual of each layer is dropped, example by example; () for never.
     """
 
@@ -205,6 +211,7 @@ class Stack(nn.Module):
     compute: Compute
     final_norm: bool = True
     drop_rates: tuple[float, ...] = ()
+    final_norm_epsilon: float | int | None = None
 
     @nn.compact
     def __call__(
@@ -237,7 +244,12 @@ class Stack(nn.Module):
             for i, name in enumerate(names):
                 x = layer(params[name], x, None if scales is None else scales[i])
                 self.sow('intermediates', name, x)
-        return LayerNorm(compute.dtype, name='norm')(x) if self.final_norm else x
+        return final_norm(self.size, compute, self.final_norm_epsilon)(x) if self.final_norm else x
+
+
+def final_norm(size: Size, compute: Compute, epsilon: float | int | None) -> LayerNorm:
+    """The norm behind the last layer, for inside of a compact method."""
+    return LayerNorm(compute.dtype, size.architecture.norm_epsilon if epsilon is None else epsilon, name='norm')
 
 
 @functools.cache

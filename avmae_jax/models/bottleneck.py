@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from avmae_jax.models.blocks import REMAT, Block, Compute, LayerNorm, Layers, drop_rates, residual_scales
+from avmae_jax.models.blocks import REMAT, Block, Compute, Layers, drop_rates, final_norm, residual_scales
 from avmae_jax.models.encoders import Encoder, Tokens, join, split
 from avmae_jax.models.sizes import Size
 from avmae_jax.ops.dense import spread
@@ -139,7 +139,7 @@ class MBT(Encoder):
         tokens, _ = self.run(exchange, params, tokens, bottlenecks, scales, start, depth)
         if not self.final_norm:
             return tokens
-        norm = LayerNorm(compute.dtype, name='norm')
+        norm = final_norm(self.size, compute, self.final_norm_epsilon)
         return {m: norm(x) for m, x in tokens.items()}
 
     def bottlenecks(self, tokens: Tokens) -> Bottlenecks | None:

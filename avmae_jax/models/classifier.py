@@ -33,13 +33,18 @@ def max_pooling(patches: Tokens, classes: Parts) -> Parts:
 
 
 def token_pooling(patches: Tokens, classes: Parts) -> Parts:
-    """The class token of each modality."""
+    """The class token of each modality; with a distillation token, the mean of the two."""
     return classes
 
 
 def one_token_pooling(patches: Tokens, classes: Parts) -> Parts:
     """One class token for the clip, that of the first modality there is: it hears of the others where they fuse."""
     return {JOINT: next(iter(classes.values()))}
+
+
+def first_pooling(patches: Tokens, classes: Parts) -> Parts:
+    """The first patch of each modality (VideoMAE's classifier without mean pooling)."""
+    return {m: x[:, 0].astype(jnp.float32) for m, x in patches.items()}
 
 
 def joint_mean_pooling(patches: Tokens, classes: Parts) -> Parts:
@@ -51,6 +56,7 @@ Pooling = Callable[[Tokens, Parts], Parts]
 POOLINGS: dict[str, Pooling] = {
     'mean': mean_pooling,
     'max': max_pooling,
+    'first': first_pooling,
     'token': token_pooling,
     'one_token': one_token_pooling,
     'joint_mean': joint_mean_pooling,
@@ -80,13 +86,16 @@ class Classifier(Trunk):
     Attributes:
       num_classes: head -> classes; a head scores all modalities with the same weights.
       pooling: key of POOLINGS. Class tokens count as patches nowhere.
-      pooled_norm: a LayerNorm between pooling and heads, in place of the encoder's own (ViViT; MAE finetuning).
+      pooled_norm: a LayerNorm between pooling and heads; in place of the encoder's own (ViViT; MAE finetuning), which
+        encoder.final_norm=False takes away, or behind it (AST).
+      pooled_norm_epsilon: of that norm; None for that of the blocks.
       representation: width of a dense layer with tanh before the heads; None for none.
     """
 
     num_classes: Mapping[str, int]
     pooling: str = 'mean'
     pooled_norm: bool = False
+    pooled_norm_epsilon: float | int | None = None
     representation: int | None = None
 
     def __post_init__(self):
@@ -105,7 +114,9 @@ class Classifier(Trunk):
             raise ValueError(f'num_classes must give at least one class to each head; got {dict(self.num_classes)}.')
 
     def setup(self):
-        self.norm = LayerNorm('float32') if self.pooled_norm else None
+        epsilon = self.pooled_norm_epsilon
+        epsilon = self.encoder.size.architecture.norm_epsilon if epsilon is None else epsilon
+        self.norm = LayerNorm('float32', epsilon) if self.pooled_norm else None
         self.dense = Dense(self.representation, 'float32', name='representation') if self.representation else None
         # Zero, so that a fresh head says nothing and the first steps do not shake what was pretrained.
         self.head = {
@@ -133,7 +144,11 @@ class Classifier(Trunk):
     def pool(self, encoded: Tokens, grids: Mapping[Modality, tuple[int, ...]]) -> dict[str, Float[Array, 'b _e']]:
         """What the heads get, by part."""
         patches = {m: x[:, x.shape[1] - math.prod(grids[m]) :] for m, x in encoded.items()}
-        classes = {m: x[:, 0].astype(jnp.float32) for m, x in encoded.items() if self.tokenizers[m].class_token}
+        classes = {}
+        for m, x in encoded.items():
+            count = self.tokenizers[m].num_in_front
+            if count:
+                classes[m] = x[:, 0].astype(jnp.float32) if count == 1 else mean(x[:, :count])
         if self.pooling in NEEDS_CLASS_TOKENS and not classes:
             raise ValueError(f'pooling={self.pooling!r} has no class token to read when only {list(encoded)} is given.')
         pooled = POOLINGS[self.pooling](patches, classes)

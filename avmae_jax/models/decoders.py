@@ -42,6 +42,7 @@ class Filler(nn.Module):
       grid: tokens along each axis of the modality that is to be decoded.
       kind: of positions, see `tokenizers.Positions`.
       modality_token: adds a learned vector that says which modality that is.
+      in_front: class tokens that have the first positions.
     """
 
     grid: tuple[int, ...]
@@ -49,9 +50,10 @@ class Filler(nn.Module):
     dtype: str
     kind: str
     modality_token: bool
+    in_front: int = 0
 
     def setup(self):
-        self.positions = Positions(self.kind, self.grid, self.width)
+        self.positions = Positions(self.kind, self.grid, self.width, self.in_front)
         self.mask = self.param('mask_token', nn.initializers.zeros, (self.width,))
         if self.modality_token:
             self.modality = self.param('modality_token', nn.initializers.zeros, (self.width,))
@@ -61,13 +63,20 @@ class Filler(nn.Module):
         batch, num_visible, width = visible.shape
         num_masked = math.prod(self.grid) - num_visible
         masked = spread(last_axis(self.mask, visible), (batch, num_masked, width), self.dtype)
-        table = jnp.asarray(self.positions())
+        table = jnp.asarray(self.positions())[self.in_front :]
         tokens = jnp.concatenate([visible, masked], axis=1)
         rows = table[None] if where is None else masking.take_rows(table, where)
         tokens = tokens + spread(rows, tokens.shape, self.dtype)
         if self.modality_token:
             tokens = tokens + spread(last_axis(self.modality, tokens), tokens.shape, self.dtype)
         return tokens
+
+    def front(self, tokens: Float[Array, 'b m e']) -> Float[Array, 'b m e']:
+        """Class tokens with their positions, where they have any."""
+        if not self.in_front:
+            return tokens
+        table = jnp.asarray(self.positions())[: self.in_front]
+        return tokens + spread(table[None], tokens.shape, self.dtype)
 
 
 class Decoder(nn.Module):
@@ -76,9 +85,12 @@ class Decoder(nn.Module):
     Attributes:
       size: of the stack(s).
       final_norm: whether a stack ends with a LayerNorm.
+      final_norm_epsilon: of that norm; None for that of the blocks.
       positions: kind of positions, see `tokenizers.Positions`.
       projection_bias: whether the projection from encoder to decoder width has a bias.
       modality_token: adds a learned vector that says which modality is to be decoded.
+      class_position: class tokens have the first positions of the table, which is 'learned' or 'sincos_1d'; otherwise
+        they have none.
       inpainting_positions: where inpainting shuffles places, 'place' gives each token the position of the place it
         answers for. 'before_shuffle' is what the public reference does: positions first, then a shuffle that separates
         them from the targets. It is there to reproduce its numbers.
@@ -90,7 +102,9 @@ class Decoder(nn.Module):
     positions: str = 'sincos_1d'
     projection_bias: bool = True
     modality_token: bool = False
+    class_position: bool = False
     inpainting_positions: str = 'place'
+    final_norm_epsilon: float | int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,7 +115,7 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def stack(self, name: str) -> Stack:
-        return Stack(self.size, self.compute, self.final_norm, name=name)
+        return Stack(self.size, self.compute, self.final_norm, final_norm_epsilon=self.final_norm_epsilon, name=name)
 
     @nn.nowrap
     def stacks(self, modalities: list[Modality]) -> Callable[[Tokens], Tokens]:
@@ -125,19 +139,20 @@ class Decoder(nn.Module):
         dtype, width, modalities = self.compute.dtype, self.size.width, list(encoded)
         decode = self.stacks(modalities)
         project, fill, output = {}, {}, {}
+        # A class token, where there is one, comes first, and sees and is seen like any other token.
+        num_first = {m: encoded[m].shape[1] - masks[m].kept.shape[1] for m in modalities}
         for m in modalities:
+            in_front = num_first[m] if self.class_position else 0
             project[m] = Dense(width, dtype, use_bias=self.projection_bias, name=f'projection_{m}')
-            fill[m] = Filler(grids[m], width, dtype, self.positions, self.modality_token, name=f'filler_{m}')
+            fill[m] = Filler(grids[m], width, dtype, self.positions, self.modality_token, in_front, name=f'filler_{m}')
             # The kernel starts at zero: what a fresh model predicts is its bias.
             output[m] = Dense(num_values[m], dtype, kernel_init=nn.initializers.zeros, name=f'output_{m}')
         projected = {m: project[m](encoded[m]) for m in modalities}
-        # A class token, where there is one, comes first, has no position, and sees and is seen like any other token.
-        num_first = {m: encoded[m].shape[1] - masks[m].kept.shape[1] for m in modalities}
         visible = {m: projected[m][:, num_first[m] :] for m in modalities}
 
         order = {m: masking.token_order(masks[m]) for m in modalities}
         sequences = {
-            m: jnp.concatenate([projected[m][:, : num_first[m]], fill[m](visible[m], order[m])], axis=1)
+            m: jnp.concatenate([fill[m].front(projected[m][:, : num_first[m]]), fill[m](visible[m], order[m])], axis=1)
             for m in modalities
         }
         decoded = {m: tokens[:, num_first[m] :] for m, tokens in decode(sequences).items()}

@@ -40,6 +40,7 @@ class Encoder(nn.Module):
 
     Attributes:
       final_norm: whether a stack ends with a LayerNorm.
+      final_norm_epsilon: of that norm; None for that of the blocks.
       drop_path: in training, how often a residual of the last layer is dropped, example by example; grows linearly
         from 0 in the first layer. Draws from the rng 'drop_path'.
     """
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
     compute: Compute = Compute()
     final_norm: bool = True
     drop_path: float = 0.0
+    final_norm_epsilon: float | int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +61,7 @@ class Encoder(nn.Module):
         """Layers `start` to `stop` of the encoder as a stack."""
         rates = drop_rates(self.drop_path, self.size.num_layers)[start:stop]
         size = dataclasses.replace(self.size, num_layers=len(rates))
-        return Stack(size, self.compute, self.final_norm, rates, name=name)
+        return Stack(size, self.compute, self.final_norm, rates, self.final_norm_epsilon, name=name)
 
 
 class SeparateEncoder(Encoder):

@@ -97,7 +97,7 @@ def forward_flops(
     """
     grids = {m: model.tokenizers[m].grid(shape) for m, shape in shapes.items()}
     total = {m: math.prod(grid) for m, grid in grids.items()}
-    extra = {m: int(model.tokenizers[m].class_token) for m in grids}
+    extra = {m: model.tokenizers[m].num_in_front for m in grids}
     kept = {m: total[m] - num_hidden[m] for m in grids}
     encoded = {m: kept[m] + extra[m] for m in grids}
     values = {m: num_values(model.tokenizers[m]) for m in grids}
@@ -137,7 +137,7 @@ def classifier_flops(model: Classifier, shapes: Mapping[Modality, Sequence[int]]
     """
     tokenizers = {m: model.tokenizers[m] for m in shapes}
     total = {m: math.prod(tokenizer.grid(shapes[m])) for m, tokenizer in tokenizers.items()}
-    encoded = {m: total[m] + int(tokenizer.class_token) for m, tokenizer in tokenizers.items()}
+    encoded = {m: total[m] + tokenizer.num_in_front for m, tokenizer in tokenizers.items()}
     token = {m: np.zeros((1, 1)) for m in shapes}
     vectors = len(POOLINGS[model.pooling]({m: x[None] for m, x in token.items()}, token))
     width = model.encoder.size.width

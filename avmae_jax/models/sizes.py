@@ -1,25 +1,51 @@
-"""The table of model sizes: Ti to H are those of the ViT papers, the decoders those of AV-MAE's released configs."""
+"""How large models are, and what they are made of. Ti to H are the sizes of the ViT papers."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from avmae_jax.ops.dense import GELUS, NORM_EPSILON
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What blocks are made of, where published models differ; ours are those of Scenic and big_vision.
+
+    Attributes:
+      gelu: key of GELUS: 'tanh', or 'exact' as in models made with PyTorch.
+      norm_epsilon: what LayerNorms add to the variance: 1e-12 in Hugging Face's ViTs, 1e-6 in timm's.
+      qkv_bias: whether queries, keys and values have a bias. A model that has none for keys has one of zero here, which
+        is the same to the last bit: what a bias on keys adds to a query's logits is alike for all keys.
+    """
+
+    gelu: str = 'tanh'
+    norm_epsilon: float | int = NORM_EPSILON
+    qkv_bias: bool = True
+
+    def __post_init__(self):
+        if self.gelu not in GELUS:
+            raise ValueError(f'gelu must be one of {tuple(GELUS)}; got {self.gelu!r}.')
+        if not self.norm_epsilon >= 0:
+            raise ValueError(f'norm_epsilon must be 0 or more; got {self.norm_epsilon}.')
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large a stack of blocks is.
+    """How large a stack of blocks is, and what it is made of.
 
     Attributes:
       width: channels of a token.
       num_heads: attention heads; each has width / num_heads channels.
       mlp_width: channels in the middle of each MLP.
       num_layers: blocks.
+      architecture: of each block.
     """
 
     width: int
     num_heads: int
     mlp_width: int
     num_layers: int
+    architecture: Architecture = Architecture()
 
     def __post_init__(self):
         if self.width % self.num_heads:

@@ -68,6 +68,8 @@ class Tokenizer(nn.Module):
       class_token: puts a learned token before the others.
       class_position: the class token is one token more, with the first position and the modality token, as in MBT;
         otherwise it has neither, as in the image MAE.
+      distillation_token: puts a second learned token behind the class token, alike in everything else (DeiT, AST).
+      stride: distance from patch to patch along each axis; None: they lie side by side.
     """
 
     patch: tuple[int, ...]
@@ -75,16 +77,25 @@ class Tokenizer(nn.Module):
     modality_token: bool = False
     class_token: bool = False
     class_position: bool = False
+    distillation_token: bool = False
+    stride: tuple[int, ...] | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        if self.distillation_token and not self.class_token:
+            raise ValueError('distillation_token=True needs class_token=True, behind which it comes.')
         if self.class_position and not self.class_token:
             raise ValueError('class_position=True needs class_token=True: there is no class token to have a position.')
+
+    @property
+    def num_in_front(self) -> int:
+        """Tokens before those of the grid."""
+        return int(self.class_token) + int(self.distillation_token)
 
     @nn.nowrap
     def grid(self, shape: Sequence[Any]) -> tuple[int, ...]:
         """Tokens along each axis for an input of this shape (with its batch dimension, of whatever kind)."""
-        return patches.patch_grid(self.axes_of(shape), self.patch)
+        return patches.patch_grid(self.axes_of(shape), self.patch, self.stride)
 
     @nn.nowrap
     def axes_of(self, shape: Sequence[Any]) -> tuple[int, ...]:
@@ -94,7 +105,7 @@ class Tokenizer(nn.Module):
     @nn.nowrap
     def cut(self, x: Float[Array, 'b ...']) -> Float[Array, 'b n v']:
         """The values of every patch, float32."""
-        return patches.patchify(jnp.asarray(x, jnp.float32), self.patch)
+        return patches.patchify(jnp.asarray(x, jnp.float32), self.patch, self.stride)
 
     @nn.nowrap
     def asked(self, cut: Float[Array, 'b n v']) -> Float[Array, 'b n w']:
@@ -103,7 +114,7 @@ class Tokenizer(nn.Module):
 
     @nn.nowrap
     def join(self, values: Float[Array, 'b n v'], grid: Sequence[int]) -> Float[Array, 'b ...']:
-        """Puts patches back in their places; undoes `cut`."""
+        """Puts patches back in their places; undoes `cut`, for patches that do not overlap."""
         return patches.unpatchify(values, grid, self.patch)
 
     @nn.compact
@@ -116,7 +127,7 @@ class Tokenizer(nn.Module):
         dtype: str,
     ) -> Float[Array, 'b _ d']:
         """Tokens of the kept patches (None: of all); those that were hidden are never embedded."""
-        in_front = int(self.class_position)
+        in_front = self.num_in_front if self.class_position else 0
         table = jnp.asarray(Positions(self.positions, grid, width, in_front, name='positions')())
         first, table = table[:in_front], table[in_front:]
         if kept is not None:
@@ -129,14 +140,15 @@ class Tokenizer(nn.Module):
         if self.modality_token:
             modality_token = self.param('modality_token', nn.initializers.zeros, (width,))
             tokens = tokens + spread(last_axis(modality_token, tokens), tokens.shape, dtype)
-        if self.class_token:
-            token = self.param('class_token', nn.initializers.zeros, (width,))
+        names = ('class_token', 'distillation_token')[: self.num_in_front]
+        in_front_of_all = []
+        for i, name in enumerate(names):
+            token = self.param(name, nn.initializers.zeros, (width,))
             if self.class_position:
-                token = token + first[0]
+                token = token + first[i]
                 token = token + modality_token if self.modality_token else token
-            in_front_of_all = spread(last_axis(token, tokens), (tokens.shape[0], 1, width), dtype)
-            tokens = jnp.concatenate([in_front_of_all, tokens], axis=1)
-        return tokens
+            in_front_of_all.append(spread(last_axis(token, tokens), (tokens.shape[0], 1, width), dtype))
+        return jnp.concatenate([*in_front_of_all, tokens], axis=1) if names else tokens
 
 
 class VideoTokenizer(Tokenizer):
@@ -174,7 +186,7 @@ class AudioTokenizer(Tokenizer):
             x = jnp.broadcast_to(x[..., None], (*x.shape, self.channels))
         if x.shape[-1] != self.channels:
             raise ValueError(f'channels={self.channels} do not fit a spectrogram of shape {x.shape}.')
-        return patches.patchify(x, self.patch)
+        return patches.patchify(x, self.patch, self.stride)
 
     @nn.nowrap
     def join(self, values: Float[Array, 'b n v'], grid: Sequence[int]) -> Float[Array, 'b ...']:

@@ -62,24 +62,28 @@ def _dense_backward(dtype, residuals, gradient):
 dense.defvjp(_dense_forward, _dense_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def layer_norm(
-    x: Float[Array, '*rows d'], scale: Float[Array, 'd'], bias: Float[Array, 'd'], dtype: str
+    x: Float[Array, '*rows d'],
+    scale: Float[Array, 'd'],
+    bias: Float[Array, 'd'],
+    dtype: str,
+    epsilon: float | int = NORM_EPSILON,
 ) -> Float[Array, '*rows d']:
-    """Layer normalisation with statistics in float32 and the result in `dtype`."""
-    return _layer_norm_forward(x, scale, bias, dtype)[0]
+    """Layer normalisation with statistics in float32 and the result in `dtype`; `epsilon` is added to the variance."""
+    return _layer_norm_forward(x, scale, bias, dtype, epsilon)[0]
 
 
-def _layer_norm_forward(x, scale, bias, dtype):
+def _layer_norm_forward(x, scale, bias, dtype, epsilon):
     wide = x.astype(jnp.float32)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(variance + NORM_EPSILON)
+    inverse = jax.lax.rsqrt(variance + epsilon)
     y = (wide - mean) * inverse * last_axis(scale, x) + last_axis(bias, x)
     return y.astype(dtype), (x, scale, mean, inverse)
 
 
-def _layer_norm_backward(dtype, residuals, gradient):
+def _layer_norm_backward(dtype, epsilon, residuals, gradient):
     x, scale, mean, inverse = residuals
     gradient = gradient.astype(jnp.float32)
     normed = (x.astype(jnp.float32) - mean) * inverse
@@ -121,3 +125,29 @@ def _gelu_backward(x, gradient):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.custom_vjp
+def exact_gelu(x: Float[Array, '*rows d']) -> Float[Array, '*rows d']:
+    """x times the normal distribution function of x, as PyTorch's GELU; else as `gelu`."""
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _normal_cdf(x: Float[Array, '*rows d']) -> Float[Array, '*rows d']:
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _exact_gelu_forward(x):
+    return exact_gelu(x), x
+
+
+def _exact_gelu_backward(x, gradient):
+    wide = x.astype(jnp.float32)
+    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
+    return ((gradient * slope).astype(x.dtype),)
+
+
+exact_gelu.defvjp(_exact_gelu_forward, _exact_gelu_backward)
+
+GELUS = {'tanh': gelu, 'exact': exact_gelu}

@@ -10,28 +10,41 @@ import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from avmae_jax.structs import Array
 
 
-def patch_grid(dims: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
-    """How many whole patches fit along each axis; what is left over at the end of an axis is not used."""
+def patch_grid(dims: Sequence[int], patch: Sequence[int], stride: Sequence[int] | None = None) -> tuple[int, ...]:
+    """How many whole patches fit along each axis; what is left over at the end of an axis is not used.
+
+    `stride` is the distance from patch to patch; None: they lie side by side.
+    """
     if len(dims) != len(patch):
         raise ValueError(f'patch={tuple(patch)} must have one entry for each of the {len(dims)} axes of {tuple(dims)}.')
-    grid = tuple(dim // size for dim, size in zip(dims, patch, strict=True))
+    steps = patch if stride is None else stride
+    if len(steps) != len(patch) or min(steps) < 1:
+        raise ValueError(f'stride={tuple(steps)} must have one entry of 1 or more for each of {tuple(patch)}.')
+    grid = tuple(max(0, (dim - size) // step + 1) for dim, size, step in zip(dims, patch, steps, strict=True))
     if 0 in grid:
         raise ValueError(f'patch={tuple(patch)} is larger than the input {tuple(dims)}: use a smaller patch.')
     return grid
 
 
-def patchify(x: Float[Array, 'b *dims c'], patch: Sequence[int]) -> Float[Array, 'b n v']:
-    """One row of values per patch, in token order."""
-    grid = patch_grid(x.shape[1:-1], patch)
+def patchify(
+    x: Float[Array, 'b *dims c'], patch: Sequence[int], stride: Sequence[int] | None = None
+) -> Float[Array, 'b n v']:
+    """One row of values per patch, in token order; patches overlap where `stride` is less than their size."""
+    grid = patch_grid(x.shape[1:-1], patch, stride)
     num_axes = len(grid)
-    x = x[(slice(None), *(slice(g * p) for g, p in zip(grid, patch, strict=True)))]
-    interleaved = [size for pair in zip(grid, patch, strict=True) for size in pair]
-    x = x.reshape(x.shape[0], *interleaved, x.shape[-1])
+    if stride is None:
+        x = x[(slice(None), *(slice(g * p) for g, p in zip(grid, patch, strict=True)))]
+        interleaved = [size for pair in zip(grid, patch, strict=True) for size in pair]
+        x = x.reshape(x.shape[0], *interleaved, x.shape[-1])
+    else:
+        for i, (count, size, step) in enumerate(zip(grid, patch, stride, strict=True)):
+            x = jnp.take(x, np.arange(count)[:, None] * step + np.arange(size), axis=1 + 2 * i)
     grid_axes = [1 + 2 * i for i in range(num_axes)]
     patch_axes = [2 + 2 * i for i in range(num_axes)]
     x = x.transpose(0, *grid_axes, *patch_axes, 1 + 2 * num_axes)

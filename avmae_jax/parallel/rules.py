@@ -36,7 +36,7 @@ DIMENSIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r'head_[^/]+/kernel$', ('width', 'classes')),
     (r'head_[^/]+/bias$', ('classes',)),
     (r'bottlenecks$', ('token', 'width')),
-    (r'(bias|scale|mask_token|modality_token|class_token)$', ('width',)),
+    (r'(bias|scale|mask_token|modality_token|class_token|distillation_token)$', ('width',)),
     (r'positions[^/]*/(table|time|space)$', ('token', 'width')),
 )
 

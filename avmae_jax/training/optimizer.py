@@ -169,7 +169,8 @@ def tailored(
     return optax.chain(*parts) if len(parts) > 1 else optimizer
 
 
-_FIRST = {'class_token', 'modality_token', 'positions'}  # Layer 0 wherever they are; the rest of it is tokenizers.
+# Layer 0 wherever they are; the rest of it is tokenizers.
+_FIRST = {'class_token', 'distillation_token', 'modality_token', 'positions'}
 
 
 class _Place(NamedTuple):

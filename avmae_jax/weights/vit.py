@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import ImageTokenizer
+from avmae_jax.weights.files import checked, read_npz
 from avmae_jax.weights.imported import Imported
 from avmae_jax.weights.scenic_avmae import (
     VECTOR,
@@ -70,24 +70,16 @@ class ViT(NamedTuple):
 
 def read(path: epath.PathLike, compute: Compute) -> ViT:
     """The ViT in an .npz file."""
-    arrays = _read_arrays(path)
+    arrays = checked(path, read_npz(path))
     try:
         return load(arrays, compute)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
 
 
-def _read_arrays(path: epath.PathLike) -> Arrays:
-    try:
-        with epath.Path(path).open('rb') as file, np.load(file) as stored:
-            return dict(stored)
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is no .npz file that can be read: {error}') from error
-
-
 def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, str]) -> Imported:
     """The same for `weights/formats.py`."""
-    stored = _read_arrays(path)
+    stored = checked(path, read_npz(path))
     try:
         arrays = scenic_names(stored)
         model, params, grid = load(stored, compute)

@@ -2,6 +2,10 @@ import jax
 import numpy as np
 import pytest
 
+from avmae_jax.models.autoencoder import MaskedAutoencoder
+from avmae_jax.models.decoders import SharedDecoder
+from avmae_jax.models.encoders import SharedEncoder
+from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, ImageTokenizer, VideoTokenizer
 from avmae_jax.ops.positions import sincos_1d
 
@@ -31,6 +35,36 @@ def test_the_tokens_of_kept_patches_are_those_of_all_patches_at_their_places(fie
     every = np.asarray(tokenizer.apply(params, cut, grid, None, 12, 'float32'))
     some = tokenizer.apply(params, cut, grid, kept, 12, 'float32')
     np.testing.assert_allclose(some, np.take_along_axis(every, kept[..., None], axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('placed', [True, False])
+def test_a_distillation_token_comes_behind_the_class_token_and_is_treated_alike(placed):
+    x = CASES['audio'][1]
+    fields = dict(positions='learned', class_token=True, class_position=placed, modality_token=True)
+    tokenizer = AudioTokenizer((4, 2), **fields, distillation_token=True)
+    cut, grid = tokenizer.cut(x), tokenizer.grid(x.shape)
+    shapes = jax.eval_shape(lambda: tokenizer.init(jax.random.key(0), cut, grid, None, 12, 'float32'))['params']
+    own = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), shapes)
+    assert own['positions']['table'].shape == (4 + 2 * placed, 12)
+    out = np.asarray(tokenizer.apply({'params': own}, cut, grid, None, 12, 'float32'))
+    assert out.shape == (2, 6, 12)
+    for i, name in enumerate(('class_token', 'distillation_token')):
+        added = own['positions']['table'][i] + own['modality_token'] if placed else 0
+        np.testing.assert_allclose(out[:, i], np.tile(own[name] + added, (2, 1)), rtol=1e-5, atol=1e-6)
+    plain = AudioTokenizer((4, 2), positions='learned', modality_token=True)
+    rest = {'embedding': own['embedding'], 'modality_token': own['modality_token']}
+    rest['positions'] = {'table': own['positions']['table'][2 * placed :]}
+    np.testing.assert_array_equal(out[:, 2:], plain.apply({'params': rest}, cut, grid, None, 12, 'float32'))
+    with pytest.raises(ValueError, match='distillation_token=True needs class_token=True'):
+        AudioTokenizer((4, 2), distillation_token=True)
+
+
+def test_overlapping_patches_are_for_classifiers_alone():
+    tokenizer = AudioTokenizer((4, 2), stride=(2, 1))
+    assert tokenizer.grid((2, 8, 4)) == (3, 3) and tokenizer.cut(CASES['audio'][1]).shape == (2, 9, 8)
+    size = Size(8, 2, 8, 1)
+    with pytest.raises(ValueError, match=r'tokenizers.audio.stride=\(2, 1\): .* an autoencoder has stride=None'):
+        MaskedAutoencoder({'audio': tokenizer}, SharedEncoder(size), SharedDecoder(size))
 
 
 @pytest.mark.parametrize('positions', ['sincos_1d', 'learned'])

@@ -18,6 +18,30 @@ def test_standardised_by_channel_each_colour_has():
     np.testing.assert_allclose(values.var(-2), 1, atol=1e-4)
 
 
+@pytest.mark.parametrize('standardise, groups', [('patch', 1), ('channel', 3)])
+def test_conventions_differ_in_the_variance_and_in_what_is_added_to_it(standardise, groups):
+    values = (1e-2 * CUT).reshape(2, 4, -1, groups)
+    centred, variance = values - values.mean(-2, keepdims=True), values.var(-2, keepdims=True)
+    sample = values.var(-2, keepdims=True, ddof=1)
+    deviations = {
+        'scenic': np.sqrt(variance + 1e-6),
+        'mae': np.sqrt(sample + 1e-6),
+        'videomae': np.sqrt(sample) + 1e-6,
+    }
+    for convention, deviation in deviations.items():
+        got = Target(standardise, convention=convention)(1e-2 * CUT, 'video')
+        np.testing.assert_allclose(got, (centred / deviation).reshape(CUT.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_brought_back_to_what_they_were_before_their_normalisation():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
+    pixels = CUT.reshape(2, 4, 8, 3) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    got = Target(rgb_mean=mean, rgb_std=std)(CUT, 'image')
+    np.testing.assert_allclose(got, pixels.reshape(CUT.shape), rtol=1e-6)
+    with pytest.raises(ValueError, match='rgb_mean and rgb_std come together'):
+        Target(rgb_mean=mean)
+
+
 def test_a_flat_patch_does_not_become_infinite():
     assert not np.any(Target('patch')(np.ones((1, 1, 12), np.float32), 'video'))
 

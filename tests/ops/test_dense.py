@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avmae_jax.ops.dense import NORM_EPSILON, dense, gelu, last_axis, layer_norm
+from avmae_jax.ops.dense import GELUS, NORM_EPSILON, dense, gelu, last_axis, layer_norm
 
 RANDOM = np.random.default_rng(0)
 X, KERNEL = RANDOM.normal(size=(2, 3, 4)).astype(np.float32), RANDOM.normal(size=(4, 5)).astype(np.float32)
@@ -49,11 +49,19 @@ def test_in_bfloat16_weights_get_float32_gradients_that_were_never_rounded():
     assert gradient[0, 0] == 4097 / 256
 
 
-def test_gelu_and_its_written_out_gradient_are_those_of_jax():
+def test_the_epsilon_of_a_norm_is_added_to_the_variance():
+    flat = 1e-4 * X  # With a variance of about 1e-8.
+    for epsilon in (1e-5, 1e-12):
+        wanted = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, keepdims=True) + epsilon) * SCALE + SHIFT
+        np.testing.assert_allclose(layer_norm(flat, SCALE, SHIFT, 'float32', epsilon), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', GELUS)
+def test_gelu_and_its_written_out_gradient_are_those_of_jax(kind):
     x = jnp.linspace(-6, 6, 101)
-    plain = functools.partial(jax.nn.gelu, approximate=True)
-    np.testing.assert_allclose(gelu(x), plain(x), rtol=1e-5, atol=1e-6)
-    ours, theirs = (jax.grad(lambda x, f=f: f(x).sum())(x) for f in (gelu, plain))
+    plain = functools.partial(jax.nn.gelu, approximate=kind == 'tanh')
+    np.testing.assert_allclose(GELUS[kind](x), plain(x), rtol=1e-5, atol=1e-6)
+    ours, theirs = (jax.grad(lambda x, f=f: f(x).sum())(x) for f in (GELUS[kind], plain))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

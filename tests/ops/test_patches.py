@@ -24,6 +24,17 @@ def test_what_does_not_fill_a_patch_is_left_out():
     np.testing.assert_array_equal(patches.patchify(x, (2, 3)), patches.patchify(x[:, :4, :6], (2, 3)))
 
 
+@pytest.mark.parametrize('stride', [(2, 3), (1, 4), (5, 2)])
+def test_patches_with_a_stride_are_windows_at_that_distance(stride):
+    x = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
+    rows, columns = (range(0, size - patch + 1, step) for size, patch, step in zip((9, 8), (4, 3), stride, strict=True))
+    wanted = [x[:, i : i + 4, j : j + 3].reshape(2, -1) for i in rows for j in columns]
+    np.testing.assert_array_equal(patches.patchify(x, (4, 3), stride), np.stack(wanted, axis=1))
+    assert patches.patch_grid((9, 8), (4, 3), stride) == (len(rows), len(columns))
+    with pytest.raises(ValueError, match='one entry of 1 or more'):
+        patches.patch_grid((9, 8), (4, 3), (0, 2))
+
+
 def test_a_patch_larger_than_the_input_is_refused():
     with pytest.raises(ValueError, match='use a smaller patch'):
         patches.patch_grid((4, 4), (8, 2))
