@@ -19,7 +19,7 @@ from avmae_jax.exports import folder as folders
 from avmae_jax.exports.trained import Trained
 from avmae_jax.models.bottleneck import MBT
 from avmae_jax.models.classifier import Classifier
-from avmae_jax.structs import Modality
+from avmae_jax.structs import JOINT_ORDER, Modality
 from avmae_jax.weights import scenic_avmae, scenic_config, scenic_files, scenic_mbt
 from avmae_jax.weights.scenic_avmae import SCENIC_NAMES
 
@@ -59,7 +59,7 @@ def variant_of(model: Any) -> str:
 def describe(trained: Trained) -> dict[str, Any]:
     """Their config, as far as a model of theirs can be like this one."""
     model = trained.model
-    modalities = list(model.tokenizers)
+    modalities = [m for m in JOINT_ORDER if m in model.tokenizers]
     names = [SCENIC_NAMES[m] for m in modalities]
     if len(set(names)) < len(names):
         raise ValueError('Scenic has no model of both images and videos.')
