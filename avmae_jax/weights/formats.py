@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from avmae_jax.weights import scenic_files, vit
+from avmae_jax.weights import huggingface, scenic_files, vit
 from avmae_jax.weights.imported import Format
 
 FORMATS: dict[str, Format] = {
+    'huggingface': Format(f'a folder of transformers: {", ".join(huggingface.KINDS)}', huggingface.read),
     'vit_npz': Format('a ViT of images: .npz of vision_transformer, big_vision, Scenic', vit.read_imported),
     'scenic_avmae': Format(
         "a checkpoint of Scenic's av_mae: autoencoder, classifier of one modality, or MBT",
