@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import optax
 from absl import logging
 from etils import epath
 
-from avmae_jax import objectives
+from avmae_jax import __version__, objectives
 from avmae_jax.checkpoints import transfer
 from avmae_jax.checkpoints.manager import META, Checkpoints
 from avmae_jax.data import balance, batches, sources, views, workers
@@ -714,4 +716,14 @@ def make_meta(
         'dataset': {'digest': dataset_digest(source), 'info': json.loads(info.to_json())},
         'input_shapes': {modality: list(shape) for modality, shape in shapes.items()},
         'versions': {'jax': jax.__version__, 'numpy': np.__version__, 'optax': optax.__version__},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what decides its numbers."""
+    libraries = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {
+        'avmae_jax': __version__,
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in libraries},
     }

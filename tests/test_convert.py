@@ -63,7 +63,12 @@ def test_a_vit_without_a_head_gets_one_of_zeros(tmp_path):
     'changes, overrides, complaint',
     [
         ({'image.crop_size': 8}, {}, r'trained on image of shape \(12, 12, 3\), and the config gives \(8, 8, 3\)'),
-        ({}, {'model.pooling': 'mean'}, "--config.model.pooling='mean', and the weights are of a model with 'token'"),
+        ({}, {'model.pooling': 'mean'}, "model.pooling='mean', and the weights are of a model with 'token'"),
+        (
+            {},
+            {'model.encoder.size': 'B'},
+            "--config.model.encoder.size='B' makes model.encoder.size.mlp_width=3072, .* 20",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_and_nothing_is_written(tmp_path, changes, overrides, complaint):
@@ -136,12 +141,12 @@ def test_the_command_says_what_it_took_and_what_of_the_config_it_changed(run, pu
     rows = {line.split()[0]: line.split()[-1] for line in told.splitlines() if ' file' in line}
     changed = {'model.architecture.gelu', 'model.encoder.size.width', 'preprocess.rgb_mean', 'model.decoder.positions'}
     assert changed - {'model.decoder.positions'} <= set(rows) and 'model.decoder.positions' not in rows
-    assert 'videomae.encoder.layer.*.attention.attention.q_bias' in told and 'none is left over' in told
+    assert 'videomae.encoder.layer.*.attention.attention.(q_bias + v_bias)' in told and 'none is left over' in told
     config = settings.load_config(folder)
     assert config['preprocess']['rgb_mean'] == [0.485, 0.456, 0.406]
     target = config['objective']['terms']['reconstruction']['target']['video']
     assert target['standardise'] == 'channel' and target['convention'] == 'videomae'
-    assert config['batch_size'] == 8 and config['model']['architecture']['norm_epsilon'] == 1e-12
+    assert config['batch_size'] == 8 and config['model']['architecture']['norm_epsilon'] == 1e-2
 
 
 def test_an_imported_model_goes_on_training(run, tmp_path):
@@ -189,10 +194,10 @@ def test_an_imported_model_is_finetuned(run, tiny_dataset, published_video):
     config.update_from_flattened_dict(values)
     source = experiment.open_train_sources(settings.to_plain(config))
     plain = settings.to_plain(config)
-    flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=1e-12'
+    flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=0.01'
     with pytest.raises(ValueError, match=flags):
         experiment.start_params(plain, experiment.build(plain, source), source)
-    config.model.architecture.update(gelu='exact', norm_epsilon=1e-12)
+    config.model.architecture.update(gelu='exact', norm_epsilon=1e-2)
     config.model.encoder.final_norm, config.model.pooled_norm = False, True
     plain = settings.to_plain(config)
     parts = experiment.build(plain, source)
