@@ -8,6 +8,7 @@
   safetensors   what `avmae_jax.load_pretrained(DIR)` reads: parameters, model, labels, preprocessing
   orbax         a run of the parameters alone, for `config.start.path=DIR` and for orbax
   jax_export    programs with the parameters in them (StableHLO), which run without this package
+  torch         a PyTorch module in one file, with its parameters; needs nothing of us
   scenic        a checkpoint for Scenic's av_mae or mbt, and what its config says of the model
 
 Each comes with a model card, README.md, whose TODOs (licences, limits) are yours, and with digests.json. DIR appears
@@ -29,7 +30,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from avmae_jax import pretrained, settings
-from avmae_jax.exports import card, folder, native, orbax, program, scenic
+from avmae_jax.exports import card, folder, native, orbax, program, pytorch, scenic
 from avmae_jax.exports.trained import DTYPES, Trained, named_arrays
 from avmae_jax.weights import safetensors
 
@@ -41,6 +42,7 @@ FORMATS: dict[str, Callable[[epath.Path, Trained, str], None]] = {
     'orbax': orbax.write,
     'jax_export': program.write,
     'scenic': scenic.write,
+    'torch': pytorch.write,
 }
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run, for its newest checkpoint; or RUN/checkpoints/STEP.')
