@@ -9,10 +9,13 @@
   orbax         a run of the parameters alone, for `config.start.path=DIR` and for orbax
   jax_export    programs with the parameters in them (StableHLO), which run without this package
   torch         a PyTorch module in one file, with its parameters; needs nothing of us
+  huggingface   one stream as VideoMAE, AST, ViTMAE or ViT of transformers, where the model has such a counterpart
   scenic        a checkpoint for Scenic's av_mae or mbt, and what its config says of the model
 
 Each comes with a model card, README.md, whose TODOs (licences, limits) are yours, and with digests.json. DIR appears
 whole or not at all.
+
+`--modality=NAME` takes one of several modalities by itself (jax_export, huggingface).
 
 The parameters are the moving average where the run kept one (`--noaveraged`: the last ones), or with `--average_last=N`
 the mean over the last N checkpoints.
@@ -30,7 +33,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from avmae_jax import pretrained, settings
-from avmae_jax.exports import card, folder, native, orbax, program, pytorch, scenic
+from avmae_jax.exports import card, folder, huggingface, native, orbax, program, pytorch, scenic
 from avmae_jax.exports.trained import DTYPES, Trained, named_arrays
 from avmae_jax.weights import safetensors
 
@@ -43,12 +46,16 @@ FORMATS: dict[str, Callable[[epath.Path, Trained, str], None]] = {
     'jax_export': program.write,
     'scenic': scenic.write,
     'torch': pytorch.write,
+    'huggingface': huggingface.write,
 }
+
+ALONE = ('jax_export', 'huggingface')  # Formats that can be of one modality of several.
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run, for its newest checkpoint; or RUN/checkpoints/STEP.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; must not be there yet.')
 _FORMAT = flags.DEFINE_string('format', 'safetensors', f'One of {", ".join(FORMATS)}.')
 _DTYPE = flags.DEFINE_string('dtype', 'float32', f'Of the parameters: {" or ".join(DTYPES)}.')
+_MODALITY = flags.DEFINE_string('modality', None, f'One of the modalities alone; for {" and ".join(ALONE)}.')
 _AVERAGED = flags.DEFINE_bool('averaged', True, 'The moving average of the parameters, where the run kept one.')
 _AVERAGE_LAST = flags.DEFINE_integer('average_last', 1, 'The mean over so many checkpoints.', lower_bound=1)
 
@@ -69,6 +76,10 @@ def run() -> None:
     if _DTYPE.value not in DTYPES:
         raise ValueError(f'--dtype={_DTYPE.value} is none of {", ".join(DTYPES)}.')
     trained = pretrained.read_run(_CHECKPOINT.value, averaged=_AVERAGED.value, average_last=_AVERAGE_LAST.value)
+    if _MODALITY.value:
+        if _FORMAT.value not in ALONE:
+            raise ValueError(f'--modality is for --format={" and ".join(ALONE)}; got {_FORMAT.value}.')
+        trained = trained.alone(_MODALITY.value)
     safetensors.check_finite(named_arrays(trained.params))
     export(_OUTPUT.value, trained, _FORMAT.value, _DTYPE.value)
     print(f'Written to {_OUTPUT.value}: step {trained.about["step"]:,} of {_CHECKPOINT.value} as {_FORMAT.value}.')
