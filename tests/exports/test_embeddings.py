@@ -67,3 +67,17 @@ def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(pretrained_r
         run(*arguments, f'--output={tmp_path}/out.parquet')
     assert 'is there already' in capsys.readouterr().err
     assert not list(tmp_path.glob('*.partial'))
+
+
+def test_the_example_of_the_documentation_finds_the_clip_itself_first(tmp_path, monkeypatch, capsys, repository):
+    import pyarrow
+
+    text = (repository / 'docs' / 'export.md').read_text()
+    code = text.split('<!-- neighbours -->')[1].split('```python\n')[1].split('```')[0]
+    vectors = [np.random.default_rng(i).normal(size=6).astype(np.float32) for i in range(7)]
+    table = {'path': [f'{i}.wav' for i in range(8)], 'audio': [*vectors[:3], None, *vectors[3:]]}
+    parquet.write_table(pyarrow.table(table), tmp_path / 'features.parquet')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, 'docs/export.md', 'exec'), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '1.000  0.wav' and len(lines) == 5
