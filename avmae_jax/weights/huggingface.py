@@ -8,6 +8,7 @@ brings these back first. Reversed (`Row.reverse`) the tables lead from our param
 
     ViTMAEForPreTraining             an autoencoder of images
     VideoMAEForPreTraining           an autoencoder of video
+    VideoMAEModel                    a classifier of video, whose head says nothing
     ViTModel                         a classifier of images, whose head says nothing; its pooler is `representation`
     ViTForImageClassification        the same with its head
     VideoMAEForVideoClassification   a classifier of video
@@ -450,6 +451,17 @@ def build_videomae_classifier(config: Mapping[str, Any], arrays: Arrays, compute
     return Made(model, {'video': shape}, settings, classes)
 
 
+def build_videomae_encoder(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
+    shape, patch, settings = video_shape(config)
+    has_norm = not config['use_mean_pooling']
+    model = Classifier(
+        {'video': VideoTokenizer(patch)},
+        SharedEncoder(size_of(config, architecture_of(config, 'qv_bias')), compute, final_norm=has_norm),
+        num_classes={HEAD: 1},
+    )
+    return Made(model, {'video': shape}, settings)
+
+
 def build_ast(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
     patch = pair(config['patch_size'])
     if patch[0] != patch[1]:
@@ -648,6 +660,10 @@ def videomae_classifier_rows(model: Classifier, shapes: Mapping[Modality, tuple[
     return rows + norm_rows('fc_norm', 'norm') if model.pooled_norm else rows
 
 
+def videomae_encoder_rows(model: Classifier, shapes: Mapping[Modality, tuple[int, ...]]) -> list[Row]:
+    return encoder_rows(model, '', 'layernorm', key_bias=False)
+
+
 def ast_rows(model: Classifier, shapes: Mapping[Modality, tuple[int, ...]], prefix: str = '') -> list[Row]:
     tokenizer, width = model.tokenizers['audio'], model.encoder.size.width
     grid = tokenizer.grid((1, *shapes['audio']))
@@ -701,6 +717,7 @@ KINDS: dict[str, Kind] = {
     'ViTModel': Kind('vit', build_vit, vit_rows, ignored=MASK_TOKEN),
     'ViTForImageClassification': Kind('vit', build_vit, vit_head_rows, 'vit.'),
     'VideoMAEForPreTraining': Kind('videomae', build_videomae, videomae_rows, 'videomae.', ''),
+    'VideoMAEModel': Kind('videomae', build_videomae_encoder, videomae_encoder_rows),
     'VideoMAEForVideoClassification': Kind(
         'videomae', build_videomae_classifier, videomae_classifier_rows, 'videomae.'
     ),
