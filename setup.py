@@ -30,6 +30,7 @@ setup(
         'jax>=0.10,<0.12',
         'jaxtyping>=0.3',
         'ml_collections>=1.0',
+        'msgpack>=1.0',
         'numpy>=2.0',
         'opencv-python-headless>=4.10',
         'optax>=0.2.6',
@@ -45,6 +46,7 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'plan': ['jax[tpu]'],  # Its compiler, which needs no TPU.
+        'embeddings': ['pyarrow>=15'],
         'gcs': ['etils[epath-gcs]', 'gcsfs'],
         # What weights are read from, handed to and compared with; no module of ours imports them when it is imported.
         'interop': ['torch>=2.6', 'transformers>=5.0,<6'],

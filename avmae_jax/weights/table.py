@@ -29,8 +29,8 @@ class Row:
     """One rule of a conversion.
 
     Attributes:
-      source: names that are taken; all of them are needed at once.
-      target: names that are given.
+      source: names that are taken; all of them are needed at once. Without any, the row makes what it gives.
+      target: names that are given. Without any, the row takes what the other side has no parameters for.
     """
 
     source: tuple[str, ...]
@@ -50,6 +50,54 @@ def keep() -> Transform:
 def reshape(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
     """The same numbers in another shape; one entry of a shape may be -1."""
     return Transform(lambda arrays: [arrays[0].reshape(ours)], lambda arrays: [arrays[0].reshape(theirs)])
+
+
+def transpose() -> Transform:
+    """A matrix [out, in] as PyTorch keeps it becomes a kernel [in, out]; of several, each."""
+    return Transform(lambda arrays: [array.T for array in arrays], lambda arrays: [array.T for array in arrays])
+
+
+def permute(theirs: Sequence[int], axes: Sequence[int], ours: Sequence[int]) -> Transform:
+    """Their axes in another order, and then in another shape.
+
+    Args:
+      theirs: their shape.
+      axes: of theirs, in our order.
+      ours: our shape; one entry may be -1.
+    """
+    middle, back = [theirs[axis] for axis in axes], np.argsort(axes)
+    return Transform(
+        lambda arrays: [arrays[0].reshape(theirs).transpose(axes).reshape(ours)],
+        lambda arrays: [arrays[0].reshape(middle).transpose(back)],
+    )
+
+
+def chain(*transforms: Transform) -> Transform:
+    """One after the other, from theirs to ours."""
+
+    def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        for transform in transforms:
+            arrays = transform.forward(arrays)
+        return arrays
+
+    def backward(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        for transform in reversed(transforms):
+            arrays = transform.backward(arrays)
+        return arrays
+
+    return Transform(forward, backward)
+
+
+def constant(*values: np.ndarray, tolerance: float = 1e-5) -> Transform:
+    """Theirs is what our model computes by itself, to the tolerance, such as a fixed table of positions."""
+
+    def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        for array, value in zip(arrays, values, strict=True):
+            if array.shape != value.shape or not np.allclose(array, value, rtol=0, atol=tolerance):
+                raise ValueError(f'it is not the fixed table of shape {value.shape} that the model computes.')
+        return []
+
+    return Transform(forward, lambda arrays: list(values))
 
 
 def join_columns(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
@@ -79,7 +127,7 @@ def apply_rows(
     result: Arrays = {}
     taken: dict[str, Row] = {}
     for row in rows:
-        for layer in layers_of(row.source[0], source):
+        for layer in layers_of(row.source[0], source) if row.source else ['']:
             names = [name.format(layer=layer) for name in row.source]
             missing = [name for name in names if name not in source]
             if missing:

@@ -60,6 +60,7 @@ def test_pooling_takes_of_the_tokens_what_its_name_says():
     wanted = {
         'mean': {'video': video[:, 1:].mean(1), 'audio': audio[:, 1:].mean(1)},
         'max': {'video': video[:, 1:].max(1), 'audio': audio[:, 1:].max(1)},
+        'first': {'video': video[:, 1], 'audio': audio[:, 1]},
         'token': {'video': video[:, 0], 'audio': audio[:, 0]},
         'one_token': {JOINT: video[:, 0]},
         'joint_mean': {JOINT: np.concatenate([video[:, 1:], audio[:, 1:]], axis=1).mean(1)},
