@@ -46,7 +46,7 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'plan': ['jax[tpu]'],  # Its compiler, which needs no TPU.
-        'embeddings': ['pyarrow>=15'],
+        'export': ['flatbuffers>=24.3', 'pyarrow>=15'],
         'gcs': ['etils[epath-gcs]', 'gcsfs'],
         # What weights are read from, handed to and compared with; no module of ours imports them when it is imported.
         'interop': ['torch>=2.6', 'transformers>=5.0,<6'],

@@ -47,10 +47,9 @@ from avmae_jax.training import report
 from avmae_jax.training import state as state_lib
 from avmae_jax.weights import imported as imported_lib
 from avmae_jax.weights.formats import FORMATS
-from avmae_jax.weights.imported import Imported
+from avmae_jax.weights.imported import HEAD, Imported
 
 EXIT_SETTINGS = 2
-HEAD = 'label'  # Of every classifier that is read.
 NUM_CLIPS = 1_000_000  # Of data that is not there; only the length of a run by epochs hangs on it.
 CONFIG_MODULE = '''"""The settings of this run, for commands that take --config."""
 
@@ -116,7 +115,7 @@ def convert(
 
 
 def read(kind: str, path: epath.PathLike, config: settings.Config, given: Mapping[str, str]) -> Imported:
-    """The model in a file, whole and finite."""
+    """The model in a file."""
     format = settings.choose(FORMATS, 'from', kind)
     unknown = sorted(set(given) - set(format.given))
     if unknown:
@@ -124,9 +123,7 @@ def read(kind: str, path: epath.PathLike, config: settings.Config, given: Mappin
     if not epath.Path(path).exists():
         raise ValueError(f'--input={path}: there is no such file or folder.')
     compute = settings.construct(Compute, 'model.compute', config['model']['compute'])
-    imported = format.read(epath.Path(path), compute, given)
-    imported_lib.check_finite(imported.params, path)
-    return imported
+    return format.read(epath.Path(path), compute, given)
 
 
 def merge(

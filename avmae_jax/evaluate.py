@@ -37,14 +37,12 @@ Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 6
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging as python_logging
 import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -52,7 +50,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import __version__, experiment, settings
+from avmae_jax import experiment, settings
 from avmae_jax.checkpoints.manager import DIGESTS_FILE
 from avmae_jax.data import files
 from avmae_jax.data.batches import TooManyDamagedError
@@ -364,19 +362,6 @@ def epic_subsets(folder: epath.Path, ids: Sequence[str], num_classes: Mapping[st
     return {'tail': tail, 'unseen': benchmarks.unseen_rows(ids, unseen)}
 
 
-TABLES: Mapping[str, Callable[[Any], str]] = {
-    'reconstruction': tables.reconstruction_table,
-    'benchmark': tables.benchmark_table,
-    'modalities': tables.modality_table,
-    'classification': tables.classification_table,
-    'retrieval': tables.retrieval_table,
-}
-
-
-def describe(results: Mapping[str, Any]) -> str:
-    return '\n\n'.join(TABLES[kind](rows) for kind, rows in results.items() if rows)
-
-
 # -- Files --
 
 
@@ -426,15 +411,6 @@ def _num_clips(config: settings.Config, asked: int | None) -> int:
 
 
 # -- The command --
-
-
-def versions() -> dict[str, str]:
-    libraries = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-    return {
-        'avmae_jax': __version__,
-        'python': platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in libraries},
-    }
 
 
 def write_results(path: epath.Path, content: dict[str, Any]) -> None:
@@ -506,7 +482,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
             'data': data,
             'notes': notes,
             'config': subject.config,
-            'versions': versions(),
+            'versions': experiment.versions(),
             'seconds': round(time.monotonic() - began, 1),
             'results': results,
         },
@@ -526,7 +502,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
             write_sounds(folder / f'{name}-sounds', media['audio'], subject.preprocess, len(titles))
             written.append(f'{name}-sounds/')
     print(f'\n{subject.name} of {checkpoint}, split {_SPLIT.value}, {len(evaluator.source):,} clips\n')
-    print(describe(results))
+    print(tables.describe(results))
     print(''.join(f'\n{note}' for note in notes))
     print(f'Written to {folder}: {", ".join(written)}', flush=True)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from etils import epath
 
-from avmae_jax import objectives
+from avmae_jax import __version__, objectives
 from avmae_jax.checkpoints import transfer
 from avmae_jax.checkpoints.manager import META, Checkpoints
 from avmae_jax.data import balance, batches, sources, views, workers
@@ -444,6 +447,7 @@ def step_flops(config: Config, parts: Parts, *, repeated: bool = False) -> float
 class Start(NamedTuple):
     """A model that training may begin with: its parameters, tokenizers and tokens along each axis."""
 
+    model: Model
     params: Any
     tokenizers: Mapping[Modality, Any]
     grids: Mapping[Modality, tuple[int, ...]]
@@ -458,6 +462,7 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
     """
     section = config['start']
     other = _read_vit(section, parts) if is_vit(section['path']) else _read_run(config, source)
+    _check_architecture(parts.model.encoder.size.architecture, other.model.encoder.size.architecture)
     key, _ = jax.random.split(jax.random.key(config['seed']))  # As training/state.py initialises.
     fresh = jax.tree.map(np.asarray, jax.jit(make_init_params(parts.model, parts.objective, parts.shapes))(key))
     params, report = _or_setting(
@@ -478,6 +483,24 @@ def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, tr
     return jax.tree.map(np.asarray, params), report
 
 
+def _check_architecture(ours: sizes.Architecture, theirs: sizes.Architecture) -> None:
+    wrong = {name: value for name, value in vars(theirs).items() if value != getattr(ours, name)}
+    if wrong:
+        flags = ' '.join(f'--config.model.architecture.{name}={value}' for name, value in wrong.items())
+        raise ValueError(f'config.start.path is of a model that is made otherwise than config.model: give {flags}.')
+
+
+def _compare_preprocess(config: Config, theirs: Config) -> None:
+    """Warns where the start saw its pictures, or heard its sound, otherwise: it learns that anew."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Preprocess)}
+    shared = set(config['model']['tokenizers']) & set(theirs['model']['tokenizers'])
+    names = ['convention'] * ('audio' in shared) + ['rgb_mean', 'rgb_std'] * bool(shared - {'audio'})
+    for name in names:
+        here, there = (to_plain({name: c['preprocess'].get(name, defaults[name])})[name] for c in (config, theirs))
+        if here != there:
+            logging.warning('config.preprocess.%s is %s, and that of config.start.path was %s.', name, here, there)
+
+
 def is_vit(path: str) -> bool:
     """Whether a start is a file with the weights of an image ViT, and no run."""
     return path.endswith('.npz')
@@ -487,7 +510,7 @@ def _read_vit(section: Config, parts: Parts) -> Start:
     if section['heads']:
         raise ValueError(f'config.start.heads=True: the classes of {section["path"]} are of images; set it to False.')
     made = _or_setting('start.path', vit.read, section['path'], parts.model.encoder.compute)
-    return Start(made.params, made.model.tokenizers, {'image': made.grid})
+    return Start(made.model, made.params, made.model.tokenizers, {'image': made.grid})
 
 
 def _read_run(config: Config, source: Mixture) -> Start:
@@ -505,7 +528,8 @@ def _read_run(config: Config, source: Mixture) -> Start:
                     f'{len(wanted.names)}: set it to False.'
                 )
     shapes = {modality: tuple(shape) for modality, shape in other.meta['input_shapes'].items()}
-    return Start(other.params, other.model.tokenizers, other.model.grids(_blank(shapes)))
+    _compare_preprocess(config, other.meta['config'])
+    return Start(other.model, other.params, other.model.tokenizers, other.model.grids(_blank(shapes)))
 
 
 def _blank(shapes: Mapping[Modality, tuple[int, ...]]) -> dict[Modality, np.ndarray]:
@@ -682,4 +706,14 @@ def make_meta(
         'dataset': {'digest': dataset_digest(source), 'info': json.loads(info.to_json())},
         'input_shapes': {modality: list(shape) for modality, shape in shapes.items()},
         'versions': {'jax': jax.__version__, 'numpy': np.__version__, 'optax': optax.__version__},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what decides its numbers."""
+    libraries = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {
+        'avmae_jax': __version__,
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in libraries},
     }

@@ -103,7 +103,8 @@ def preprocess(seconds: float | None = None, flip: bool = True, records: str = '
     Args:
       seconds: of sound; None for none.
     """
-    section: dict = dict(flip=flip)
+    # Scaled to [-1, 1]; models of others may want ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
+    section: dict = dict(flip=flip, rgb_mean=(0.5, 0.5, 0.5), rgb_std=(0.5, 0.5, 0.5))
     if seconds is not None:
         section |= dict(
             convention='avmae',

@@ -159,6 +159,45 @@ def _make_small(module, smallest: dict, dataset: pathlib.Path, arguments: str | 
 
 
 @pytest.fixture(scope='session')
+def save_run():
+    """(folder, config, steps=(3,), seed=0) -> a run in `folder` with a checkpoint a step, each of other random numbers.
+
+    No parameter is left at what it is initialised with: zeros and ones would hide mistakes.
+    """
+
+    return _save_run
+
+
+def _save_run(folder: pathlib.Path, config: dict, steps: tuple[int, ...] = (3,), seed: int = 0) -> pathlib.Path:
+    import numpy as np
+
+    from avmae_jax import experiment, settings
+    from avmae_jax.checkpoints.manager import Checkpoints
+    from avmae_jax.training.state import to_items
+
+    source = experiment.open_train_sources(config)
+    parts = experiment.build(config, source)
+    state = jax.jit(experiment.make_init(parts))(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+
+    def random_params():
+        noise = lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
+        return jax.tree.map(noise, jax.tree.map(np.asarray, state.params))
+
+    checkpoints = Checkpoints(folder / 'checkpoints', keep_last=len(steps))
+    for step in steps:
+        # Where the optimiser keeps an average of the parameters, it is of others than these.
+        state = state._replace(
+            step=state.step * 0 + step, params=random_params(), opt_state=parts.optimizer.init(random_params())
+        )
+        state = jax.tree.map(jax.numpy.asarray, state)
+        checkpoints.save(step, to_items(state), experiment.make_meta(config, source, parts.shapes, state))
+    checkpoints.close()
+    settings.save_config(config, folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
 def compilation_cache(tmp_path_factory) -> str:
     """A folder that processes started by tests share their compiled programs through."""
     return str(tmp_path_factory.mktemp('compiled'))

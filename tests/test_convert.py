@@ -1,12 +1,21 @@
 """Weights of others become runs: ordinary ones, that train, evaluate, plan and config.start take."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+from etils import epath
 
-from avmae_jax import convert, experiment, settings
+from avmae_jax import convert, evaluate, experiment, plan, settings, train
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.training.writer import read_scalars
+from configs import tiny
 from configs.finetune import imagenet as finetune_imagenet
+from configs.finetune import tiny as finetune_tiny
 from tests.weights.test_vit import published
 
 IMAGE = {
@@ -42,6 +51,14 @@ def test_a_vit_becomes_a_run_that_is_rebuilt_from_its_folder(tmp_path):
     assert model == experiment.describe_model(restored.model) and model['encoder']['drop_path'] == 0.2
 
 
+def test_a_vit_without_a_head_gets_one_of_zeros(tmp_path):
+    weights = {name: array for name, array in published().items() if not name.startswith('head/')}
+    told = convert.convert('vit_npz', save(tmp_path, weights), tmp_path / 'run', finetuning())
+    restored = experiment.restore_model(tmp_path / 'run')
+    assert not np.any(restored.params['head_label']['kernel']) and restored.model.num_classes == {'label': 1}
+    assert '0 ignored, 1 made' in told
+
+
 @pytest.mark.parametrize(
     'changes, overrides, complaint',
     [
@@ -61,3 +78,175 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     weights['head/kernel'][1, 2] = np.nan
     with pytest.raises(ValueError, match='head/kernel holds numbers that are not finite'):
         convert.convert('vit_npz', save(tmp_path, weights), tmp_path / 'run', finetuning())
+
+
+# -- An imported model is an ordinary one --
+
+TRANSFORMERS = "needs torch and transformers, of the extra `interop`: pip install 'avmae_jax[interop]'"
+TUBELETS = {
+    'num_steps': 3, 'checkpoint.every_steps': 3, 'evaluation.every_steps': 0, 'optimizer.warmup_steps': 1.0,
+    'video.short_side': 20, 'video.crop_size': 15, 'video.num_frames': 6, 'model.compute.dtype': 'float32',
+    'data.num_workers': 0, 'batch_size': 8, 'report.pictures_every_steps': 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def published_video(tmp_path_factory):
+    """A VideoMAE as transformers saves it, with made-up weights."""
+    pytest.importorskip('torch', reason=TRANSFORMERS)
+    pytest.importorskip('transformers', reason=TRANSFORMERS)
+    from tests.weights.test_huggingface import made, saved
+
+    folder = saved(made('VideoMAEForPreTraining'), tmp_path_factory.mktemp('published'))
+    normalised = {'image_mean': [0.485, 0.456, 0.406], 'image_std': [0.229, 0.224, 0.225]}
+    (folder / 'preprocessor_config.json').write_text(json.dumps(normalised))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def run(published_video, tiny_dataset, tmp_path_factory, start_verb):
+    """What the command makes of it; and what it prints, in the fixture `told`."""
+    folder = tmp_path_factory.mktemp('imported') / 'run'
+    values = {**TUBELETS, 'data.path': tiny_dataset}
+    process = start_verb(
+        'convert', '--from=huggingface', f'--input={published_video}', f'--output={folder}',
+        '--config=configs/tiny.py:modalities=video,encoder=shared', *(f'--config.{k}={v}' for k, v in values.items()),
+        num_devices=8,
+    )  # fmt: skip
+    told, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, told
+    return folder, told
+
+
+def train_to_its_end(config, folder):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(['train'])
+    with flagsaver.flagsaver(distributed=False):
+        assert train.run(config, epath.Path(folder)) == train.ExitCode.DONE
+
+
+def first_batch(config, source, parts):
+    with experiment.build_train_stream(config, source, 0, 1) as stream:
+        return parts.preprocess(next(iter(stream)), train=False)
+
+
+def test_the_command_says_what_it_took_and_what_of_the_config_it_changed(run, published_video):
+    folder, told = run
+    assert (folder / 'start.txt').read_text() in told.replace(f'\n\nWritten to {folder}.', '')
+    rows = {line.split()[0]: line.split()[-1] for line in told.splitlines() if ' file' in line}
+    changed = {'model.architecture.gelu', 'model.encoder.size.width', 'preprocess.rgb_mean', 'model.decoder.positions'}
+    assert changed - {'model.decoder.positions'} <= set(rows) and 'model.decoder.positions' not in rows
+    assert 'videomae.encoder.layer.*.attention.attention.q_bias' in told and 'none is left over' in told
+    config = settings.load_config(folder)
+    assert config['preprocess']['rgb_mean'] == [0.485, 0.456, 0.406]
+    target = config['objective']['terms']['reconstruction']['target']['video']
+    assert target['standardise'] == 'channel' and target['convention'] == 'videomae'
+    assert config['batch_size'] == 8 and config['model']['architecture']['norm_epsilon'] == 1e-12
+
+
+def test_an_imported_model_goes_on_training(run, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(run[0], folder)
+    config = settings.read_config(str(folder / 'config.py'))
+    before = experiment.restore_model(folder).params
+    train_to_its_end(config, folder)
+    restored = experiment.restore_model(folder)
+    assert restored.folder.name == '3'
+    lines = [line for line in read_scalars(folder) if 'loss' in line]
+    assert [line['step'] for line in lines] == [1, 2, 3]
+    source = experiment.open_train_sources(config)
+    parts = experiment.build(config, source)
+    with experiment.build_train_stream(config, source, 0, 1) as stream:
+        batch = next(iter(stream))
+    # The first step starts from the imported parameters: their loss, under masks that step drew.
+    meta = json.loads(json.dumps(experiment.Checkpoints(run[0] / 'checkpoints', read_only=True).read_meta(0)[1]))
+    key = jax.random.wrap_key_data(np.asarray(meta['rng']['data'], np.uint32), impl=meta['rng']['impl'])
+    inputs = parts.preprocess(batch, train=True)
+    loss, _ = parts.objective(parts.model, before, None, inputs, batch, jax.random.fold_in(key, 0))
+    assert lines[0]['loss'] == pytest.approx(float(loss), rel=1e-4)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, restored.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_an_imported_model_is_evaluated(run):
+    subject = evaluate.load_subject(run[0], overrides={})
+    assert subject.name == 'step-0000000'
+    evaluator = evaluate.Evaluator(subject, batch_size=8, num_clips=1, split='test', train_split='train')
+    found = evaluate.evaluate(evaluator, ['reconstruction', 'knn'])
+    assert set(found) == {'reconstruction', 'classification'}
+    assert all(np.isfinite(row['model']) for row in found['reconstruction'] if 'model' in row)
+
+
+def test_an_imported_model_is_finetuned(run, tiny_dataset, published_video):
+    """What the finetuning starts from encodes as the imported model does; made otherwise, it is refused."""
+    config = finetune_tiny.get_config('modalities=video,encoder=shared,mixup=none')
+    values = {name: value for name, value in TUBELETS.items() if not name.startswith('report')}
+    values |= {'data.path': str(tiny_dataset), 'start.path': str(run[0])}
+    imported = settings.load_config(run[0])['model']
+    values |= {f'model.encoder.size.{name}': value for name, value in imported['encoder']['size'].items()}
+    values |= {'model.tokenizers.video.patch': tuple(imported['tokenizers']['video']['patch'])}
+    values |= {'preprocess.rgb_mean': (0.485, 0.456, 0.406), 'preprocess.rgb_std': (0.229, 0.224, 0.225)}
+    config.update_from_flattened_dict(values)
+    source = experiment.open_train_sources(settings.to_plain(config))
+    plain = settings.to_plain(config)
+    flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=1e-12'
+    with pytest.raises(ValueError, match=flags):
+        experiment.start_params(plain, experiment.build(plain, source), source)
+    config.model.architecture.update(gelu='exact', norm_epsilon=1e-12)
+    config.model.encoder.final_norm, config.model.pooled_norm = False, True
+    plain = settings.to_plain(config)
+    parts = experiment.build(plain, source)
+    params, report = experiment.start_params(plain, parts, source)
+    assert set(report.names('kept at initialisation')) == {
+        'norm/scale', 'norm/bias', 'head_label/kernel', 'head_label/bias'
+    }  # fmt: skip
+    assert {name.split('/')[0] for name in report.names('left over')} == {'decoder'}
+    inputs = first_batch(plain, source, parts)
+    restored = experiment.restore_model(run[0])
+    wanted = restored.model.apply({'params': restored.params}, inputs, method='encode')['video']
+    got = parts.model.apply({'params': params}, inputs, method='encode')['video']
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_imported_model_is_planned(run):
+    """All that comes before the compiler; that it compiles is a matter of budgets (tests/planning)."""
+    config = settings.read_config(str(run[0] / 'config.py'))
+    source = plan.describe_data(config, str(run[0] / 'config.py'), None, None, {})
+    parts = experiment.build(config, source)
+    assert experiment.step_flops(config, parts) > 0
+    placed = experiment.place(config, parts, mesh_lib.make_mesh())
+    assert placed.state.params['encoder']['shared']['layers']['mlp']['up']['kernel'].shape == (3, 12, 20)
+
+
+def test_without_data_a_run_goes_on_with_any(published_video, tiny_dataset, tmp_path):
+    config = tiny.get_config('modalities=video,encoder=shared')
+    config.update_from_flattened_dict(TUBELETS)
+    convert.convert('huggingface', published_video, tmp_path / 'run', settings.to_plain(config))
+    checkpoints = experiment.Checkpoints(tmp_path / 'run/checkpoints', read_only=True)
+    assert checkpoints.read_meta(0)[1]['dataset']['digest'] == ''
+    config = settings.load_config(tmp_path / 'run')
+    config['data']['path'] = str(tiny_dataset)
+    train_to_its_end(config, tmp_path / 'run')
+    subject = evaluate.load_subject(tmp_path / 'run/checkpoints/3', overrides={})
+    assert subject.about['trained_on'] == experiment.dataset_digest(experiment.open_train_sources(config))
+
+
+@pytest.mark.parametrize(
+    'arguments, complaint',
+    [
+        ('modalities=audio,encoder=shared', 'the weights are of video, and the config is for audio'),
+        ('modalities=video+audio,encoder=shared', 'the weights are of video, and the config is for audio, video'),
+    ],
+)
+def test_another_modality_is_refused(published_video, tmp_path, arguments, complaint):
+    config = settings.to_plain(tiny.get_config(arguments))
+    with pytest.raises(ValueError, match=complaint):
+        convert.convert('huggingface', published_video, tmp_path / 'run', config)
+    with pytest.raises(ValueError, match='the weights are of an autoencoder, and the config is for a classifier'):
+        classifying = settings.to_plain(finetune_tiny.get_config('modalities=video,encoder=shared'))
+        convert.convert('huggingface', published_video, tmp_path / 'run', classifying)
+    with pytest.raises(ValueError, match="from='hugingface' is none of .*; did you mean huggingface"):
+        convert.convert('hugingface', published_video, tmp_path / 'run', config)
+    with pytest.raises(ValueError, match='--given=heads: huggingface takes nothing'):
+        convert.convert('huggingface', published_video, tmp_path / 'run', config, given={'heads': '3'})
+    assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def test_a_run_is_scored_in_every_way_on_eight_devices(workdir):
     assert all(s['num_test'] == num_test and 0 <= s['value'] <= 1 for s in results['classification'])
     assert {(r['query'], r['candidates']) for r in results['retrieval']} == {('video', 'audio'), ('audio', 'video')}
     json.dumps(results)
-    text = evaluate.describe(results)
+    text = evaluate.tables.describe(results)
     assert 'nats of log-mel' in text and 'video -> audio' in text and 'chance' in text
     media, titles = evaluator.paint(3)
     assert set(media) == {'video', 'audio'} and len(set(titles)) == 3

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
-VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo', 'plan', 'convert'}
+VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo', 'plan', 'convert', 'export'}
 # Neighbours of a layer are strangers to each other.
 LAYERS = (
     {'structs', 'progress', 'settings'},
@@ -16,9 +16,9 @@ LAYERS = (
     {'models', 'objectives', 'data', 'parallel'},
     {'checkpoints', 'weights'},
     {'training', 'evaluation'},
-    {'planning'},
+    {'planning', 'exports'},
     {'experiment'},
-    {'checks'},
+    {'checks', 'pretrained'},
     VERBS,
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -6,11 +6,11 @@ Prepared clips hold int16 samples. Legacy records hold a log-mel already, which 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32, Num
 
 
 def write_waveform(
-    waveform: Int16[np.ndarray, 'stored'], start: int | float, sample_rate: int, out: Int16[np.ndarray, 'l']
+    waveform: Num[np.ndarray, 'stored'], start: int | float, sample_rate: int, out: Num[np.ndarray, 'l']
 ):
     """The samples from `start` seconds on; silence where the clip has ended."""
     first = max(0, round(start * sample_rate))

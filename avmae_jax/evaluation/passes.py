@@ -110,10 +110,6 @@ def make_feature_step(model: Any, preprocess: Any, layers: Sequence[int] = ()) -
       layers: counted from 1.
     """
 
-    def pool(tokens: Float[Array, 'b _ d'], grid: Sequence[int]) -> Float[Array, 'b d']:
-        # A class token, where there is one, comes before the tokens of the grid.
-        return jnp.mean(tokens[:, -math.prod(grid) :].astype(jnp.float32), axis=1)
-
     def step(params: Any, batch: Batch) -> dict[str, Any]:
         inputs = preprocess(batch, train=False)
         inputs = {m: inputs[m] for m in JOINT_ORDER if m in inputs and m in model.tokenizers}
@@ -138,6 +134,12 @@ def make_feature_step(model: Any, preprocess: Any, layers: Sequence[int] = ()) -
         return results
 
     return step
+
+
+def pool(tokens: Float[Array, 'b _ d'], grid: Sequence[int]) -> Float[Array, 'b d']:
+    """The mean of a modality's tokens."""
+    # A class token, where there is one, comes before the tokens of the grid.
+    return jnp.mean(tokens[:, -math.prod(grid) :].astype(jnp.float32), axis=1)
 
 
 def _outputs_of_layers(intermediates: Mapping[str, Any]) -> list[Float[Array, 'b n d']]:

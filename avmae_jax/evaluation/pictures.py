@@ -27,7 +27,7 @@ from avmae_jax.evaluation.drawing import (
     write_png,
 )
 from avmae_jax.ops.patches import unpatchify
-from avmae_jax.structs import JOINT_ORDER, Mask, Modality, Outputs
+from avmae_jax.structs import JOINT_ORDER, Array, Mask, Modality, Outputs
 
 __all__ = ['PatchedMedia', 'patched_media', 'reconstruction_sheet', 'restore_scale', 'write_png']
 
@@ -96,8 +96,8 @@ def patched_media(
 
 
 def restore_scale(
-    predicted: Float[np.ndarray, '*b n v'], patches: Float[np.ndarray, '*b n v'], standardised: str, num_channels: int
-) -> Float[np.ndarray, '*b n v']:
+    predicted: Float[Array, '*b n v'], patches: Float[Array, '*b n v'], standardised: str, num_channels: int
+) -> Float[Array, '*b n v']:
     """Predictions of standardised values in the scale of the input, by each true patch's own mean and deviation.
 
     The model was never asked for these two numbers: what is shown is the structure it predicts within a patch.
@@ -109,7 +109,7 @@ def restore_scale(
     groups = num_channels if standardised == 'channel' else 1
     shape = (*patches.shape[:-1], patches.shape[-1] // groups, groups)
     true = patches.reshape(shape)
-    deviation = np.sqrt(true.var(axis=-2, keepdims=True) + 1e-6)
+    deviation = (true.var(axis=-2, keepdims=True) + 1e-6) ** 0.5
     restored = predicted.reshape(shape) * deviation + true.mean(axis=-2, keepdims=True)
     return restored.reshape(predicted.shape)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from avmae_jax.evaluation.reconstruction import BASELINES
@@ -130,3 +130,17 @@ def class_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({key: f'{v:.6f}' if isinstance(v, float) else v for key, v in row.items()} for row in rows)
     return file.getvalue()
+
+
+TABLES: Mapping[str, Callable[[Any], str]] = {
+    'reconstruction': reconstruction_table,
+    'benchmark': benchmark_table,
+    'modalities': modality_table,
+    'classification': classification_table,
+    'retrieval': retrieval_table,
+}
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    """The tables of all kinds of results that there are."""
+    return '\n\n'.join(TABLES[kind](rows) for kind, rows in results.items() if rows)

@@ -149,7 +149,7 @@ class MBT(Encoder):
         # As wide as BERT's embeddings at the start; so does MBT.
         init = nn.initializers.normal(stddev=0.02)
         table = self.param('bottlenecks', init, (self.num_bottlenecks, self.size.width))
-        batch = len(next(iter(tokens.values())))
+        batch = next(iter(tokens.values())).shape[0]
         return spread(table[None], (batch, *table.shape), self.compute.dtype)
 
     @nn.nowrap

@@ -72,7 +72,7 @@ def average_present(
 
     A part that `present` does not tell of, as the joint one, counts always.
     """
-    batch_size = len(next(iter(parts.values())))
+    batch_size = next(iter(parts.values())).shape[0]
     everywhere = jnp.ones(batch_size, bool)
     there = jnp.stack([jnp.asarray(present.get(part, everywhere)) for part in parts])[:, :, None]
     there = there | ~jnp.any(there, axis=0, keepdims=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -92,12 +93,12 @@ class Tokenizer(nn.Module):
         return int(self.class_token) + int(self.distillation_token)
 
     @nn.nowrap
-    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Tokens along each axis for an input of this shape (with its batch dimension)."""
+    def grid(self, shape: Sequence[Any]) -> tuple[int, ...]:
+        """Tokens along each axis for an input of this shape (with its batch dimension, of whatever kind)."""
         return patches.patch_grid(self.axes_of(shape), self.patch, self.stride)
 
     @nn.nowrap
-    def axes_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def axes_of(self, shape: Sequence[Any]) -> tuple[int, ...]:
         """The sizes of the axes that are cut, from the shape of an input."""
         return tuple(shape[1:-1])
 
@@ -146,7 +147,7 @@ class Tokenizer(nn.Module):
             if self.class_position:
                 token = token + first[i]
                 token = token + modality_token if self.modality_token else token
-            in_front_of_all.append(spread(last_axis(token, tokens), (len(tokens), 1, width), dtype))
+            in_front_of_all.append(spread(last_axis(token, tokens), (tokens.shape[0], 1, width), dtype))
         return jnp.concatenate([*in_front_of_all, tokens], axis=1) if names else tokens
 
 
@@ -175,7 +176,7 @@ class AudioTokenizer(Tokenizer):
     channels: int = 1
 
     @nn.nowrap
-    def axes_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def axes_of(self, shape: Sequence[Any]) -> tuple[int, ...]:
         return tuple(shape[1:3])
 
     @nn.nowrap

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def rows_of(x: Float[Array, '*rows d']) -> Float[Array, 'r d']:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def spread(x: Float[Array, '*ones d'], shape: tuple[int, ...], dtype: str) -> Float[Array, '*rows d']:
+def spread(x: Float[Array, '*ones d'], shape: tuple[Any, ...], dtype: str) -> Float[Array, '*rows d']:
     """The same for every row, in `dtype`; the gradient is summed over rows, and over devices, in float32."""
     return jnp.broadcast_to(x, shape).astype(dtype)
 

@@ -41,7 +41,7 @@ from avmae_jax.models.tokenizers import AudioTokenizer, ImageTokenizer, Tokenize
 from avmae_jax.ops import positions
 from avmae_jax.structs import Modality
 from avmae_jax.weights import files
-from avmae_jax.weights.imported import Imported
+from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import VECTOR, load_rows, row
 from avmae_jax.weights.table import (
     Arrays,
@@ -56,7 +56,6 @@ from avmae_jax.weights.table import (
     transpose,
 )
 
-HEAD = 'label'
 CONFIG_FILE, INDEX_FILE, PREPROCESSOR_FILE = 'config.json', 'model.safetensors.index.json', 'preprocessor_config.json'
 GELUS = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
 # Their own defaults, of `torch.nn.LayerNorm` and of VideoMAE's loss.
@@ -258,8 +257,13 @@ def architecture_of(config: Mapping[str, Any], bias: str = 'qkv_bias') -> Archit
 
 
 def size_of(config: Mapping[str, Any], architecture: Architecture, prefix: str = '') -> Size:
-    names = ('hidden_size', 'num_attention_heads', 'intermediate_size', 'num_hidden_layers')
-    return Size(*(config[prefix + name] for name in names), architecture)
+    return Size(
+        width=config[f'{prefix}hidden_size'],
+        num_heads=config[f'{prefix}num_attention_heads'],
+        mlp_width=config[f'{prefix}intermediate_size'],
+        num_layers=config[f'{prefix}num_hidden_layers'],
+        architecture=architecture,
+    )
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -638,15 +642,6 @@ def ast_rows(model: Classifier, shapes: Mapping[Modality, tuple[int, ...]], pref
 
 def ast_head_rows(model: Classifier, shapes: Mapping[Modality, tuple[int, ...]]) -> list[Row]:
     return ast_rows(model, shapes, 'audio_spectrogram_transformer.')
-
-
-def silent_head(model: Classifier) -> list[Row]:
-    """The head of a model that came without: zeros, which backwards are nobody's."""
-    features, (count,) = model.representation or model.encoder.size.width, model.num_classes.values()
-    zeros = Transform(
-        lambda arrays: [np.zeros((features, count), np.float32), np.zeros(count, np.float32)], lambda arrays: []
-    )
-    return [Row((), (f'head_{HEAD}/kernel', f'head_{HEAD}/bias'), zeros)]
 
 
 class Kind(NamedTuple):

@@ -14,7 +14,9 @@ from avmae_jax.models.autoencoder import MaskedAutoencoder
 from avmae_jax.models.blocks import Compute
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.structs import Modality
-from avmae_jax.weights.table import Arrays, Row, few, flatten, layers_of
+from avmae_jax.weights.table import Arrays, Row, Transform, flatten, layers_of
+
+HEAD = 'label'  # Of every classifier that is read.
 
 # What becomes of an array of theirs.
 TAKEN, RESHAPED, FIXED, IGNORED, MADE = 'taken', 'reshaped', 'fixed', 'ignored', 'made'
@@ -90,6 +92,15 @@ def fates(imported: Imported) -> list[Fate]:
     return found + [Fate(MADE, (), None, (name,), tuple(shapes[name])) for name in shapes if name not in filled]
 
 
+def silent_head(model: Classifier) -> list[Row]:
+    """The head of a model that came without: zeros, which backwards are nobody's."""
+    features, count = model.representation or model.encoder.size.width, model.num_classes[HEAD]
+    zeros = Transform(
+        lambda arrays: [np.zeros((features, count), np.float32), np.zeros(count, np.float32)], lambda arrays: []
+    )
+    return [Row((), (f'head_{HEAD}/kernel', f'head_{HEAD}/bias'), zeros)]
+
+
 def one_by_one(params: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes of parameters in the layout with layers one by one."""
 
@@ -130,10 +141,3 @@ def table(imported: Imported) -> str:
 
 def _without_numbers(name: str) -> str:
     return re.sub(r'(?<=[._/])\d+(?=[._/])|layer_\d+', '*', name)
-
-
-def check_finite(params: Mapping[str, Any], where: object) -> None:
-    """Refuses weights that are no numbers."""
-    wrong = [name for name, array in flatten(params).items() if not np.all(np.isfinite(np.asarray(array)))]
-    if wrong:
-        raise ValueError(f'{where}: {few(wrong)} holds values that are not finite; the file is damaged.')

@@ -26,7 +26,7 @@ from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import ImageTokenizer
 from avmae_jax.weights.files import checked, read_npz
-from avmae_jax.weights.imported import Imported
+from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import (
     VECTOR,
     dense_rows,
@@ -37,8 +37,6 @@ from avmae_jax.weights.scenic_avmae import (
     stem_rows,
 )
 from avmae_jax.weights.table import Arrays, Row, few, reshape
-
-HEAD = 'label'  # What our model calls the head of the ViT.
 
 # What stands before the names: in files of a model, of a training state, of an old one.
 PREFIXES = ('', 'params/', 'opt/target/')
@@ -85,15 +83,13 @@ def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, st
         model, params, grid = load(stored, compute)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
-    patch = model.tokenizers['image'].patch
-    return Imported(
-        model,
-        params,
-        {'image': (grid[0] * patch[0], grid[1] * patch[1], 3)},
-        vit_rows(model),
-        arrays,
-        classes=() if _has_head(stored) else None,
-    )
+    patch, rows = model.tokenizers['image'].patch, vit_rows(model)
+    classes: tuple[str, ...] | None = ()
+    if not _has_head(stored):
+        classes, arrays = None, {name: array for name, array in arrays.items() if not name.startswith('head/')}
+        rows = [*(row for row in rows if not row.source[0].startswith('head/')), *silent_head(model)]
+    shape = (grid[0] * patch[0], grid[1] * patch[1], 3)
+    return Imported(model, params, {'image': shape}, rows, arrays, classes=classes)
 
 
 def load(arrays: Mapping[str, np.ndarray], compute: Compute) -> ViT:

@@ -1,0 +1,94 @@
+"""A folder that appears whole or not at all, and whose files are those that were written.
+
+`digests.json` tells size and sha256 of every file. README.md is among them, but no reader asks for it, so that its
+licence may be filled in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+DIGESTS_FILE = 'digests.json'
+MAX_JSON_BYTES = 2**26
+
+
+@contextlib.contextmanager
+def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A temporary folder beside `path` to write into; becomes `path` at the end of the block, unless that fails."""
+    path = epath.Path(path)
+    if path.exists():
+        raise ValueError(f'{path} is there already: remove it, or write to another --output.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'{path.name}.partial'
+    if temporary.exists():  # Of a process that was killed.
+        temporary.rmtree()
+    temporary.mkdir()
+    try:
+        yield temporary
+        write_digests(temporary)
+        temporary.rename(path)
+    except BaseException:
+        temporary.rmtree(missing_ok=True)
+        raise
+
+
+def write_json(path: epath.Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + '\n')
+
+
+def write_digests(folder: epath.Path) -> None:
+    """Of all files in the folder, those of its folders included."""
+    files = {str(path)[len(str(folder)) + 1 :]: _digest(path) for path in sorted(_walk(folder))}
+    write_json(folder / DIGESTS_FILE, {'files': files})
+
+
+def read_json(folder: epath.Path, name: str) -> dict[str, Any]:
+    """A table in a JSON file of the folder."""
+    file = folder / name
+    try:
+        if file.stat().length > MAX_JSON_BYTES:
+            raise ValueError(f'it has {file.stat().length:,} bytes')
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f'{folder} has no {name}: it is no export, or not a whole one.') from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f'{file} cannot be read: {error}.') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{file} holds no table.')
+    return content
+
+
+def check_digests(folder: epath.Path, names: Iterable[str]) -> None:
+    """Refuses files that are not those that were written."""
+    expected = read_json(folder, DIGESTS_FILE).get('files')
+    for name in names:
+        if not isinstance(expected, dict) or name not in expected:
+            raise ValueError(f'{folder / DIGESTS_FILE} does not tell of {name}: no export to load, or not a whole one.')
+        if not (folder / name).exists():
+            raise ValueError(f'{folder} has no {name}: the export is not whole.')
+        if _digest(folder / name) != expected[name]:
+            raise ValueError(f'{folder / name} is not what was exported: its size or digest differs.')
+
+
+def _walk(folder: epath.Path) -> Iterable[epath.Path]:
+    for child in folder.iterdir():
+        if child.is_dir():
+            yield from _walk(child)
+        else:
+            yield child
+
+
+def _digest(path: epath.Path) -> list[Any]:
+    """[bytes, sha256]"""
+    digest, size = hashlib.sha256(), 0
+    with path.open('rb') as file:
+        while block := file.read(2**22):
+            digest.update(block)
+            size += len(block)
+    return [size, digest.hexdigest()]

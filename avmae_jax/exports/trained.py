@@ -1,0 +1,139 @@
+"""Trained: a model with its parameters and all that belongs to it; what every format is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from avmae_jax.data.schema import DatasetInfo
+from avmae_jax.data.views import View
+from avmae_jax.models.blocks import stack_layers, unstack_layers
+from avmae_jax.ops.preprocess import STORED, Preprocess
+from avmae_jax.structs import Modality
+from avmae_jax.weights.table import Arrays, Row, apply_rows, flatten, keep, unflatten
+
+DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+
+
+class Trained(NamedTuple):
+    """
+    Attributes:
+      model: a MaskedAutoencoder or a Classifier.
+      params: numpy arrays, nested as the model lays them out.
+      objective: what it was trained for.
+      view, preprocess: what it is shown of a clip, and how.
+      info: the dataset it was trained on, without shards.
+      shapes: modality -> shape of one row as the model gets it.
+      config: what it was built from: the whole of its run's, or of an export the sections model and objective.
+      about: where it comes from: run, step, digests.
+    """
+
+    model: Any
+    params: Any
+    objective: Any
+    view: View
+    preprocess: Preprocess
+    info: DatasetInfo
+    shapes: dict[Modality, tuple[int, ...]]
+    config: dict[str, Any]
+    about: dict[str, Any]
+
+    @property
+    def modalities(self) -> list[Modality]:
+        """Those that the model knows, in the order of `structs.JOINT_ORDER`."""
+        return [m for m in self.view.parts if m in self.model.tokenizers]
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Head -> classes; {} for an autoencoder."""
+        return dict(getattr(self.model, 'num_classes', {}))
+
+    @property
+    def row_shapes(self) -> dict[Modality, tuple[int, ...]]:
+        """Modality -> shape of one row as people give it: pixels, samples (or stored log-mels)."""
+        shapes = {m: self.shapes[m] for m in self.modalities}
+        if 'audio' in shapes and self.preprocess.convention != STORED:
+            assert self.view.audio is not None
+            shapes['audio'] = (round(self.view.audio.seconds * self.preprocess.sample_rate),)
+        return shapes
+
+
+def named_arrays(params: Mapping[str, Any]) -> Arrays:
+    """'path/to/parameter' -> array, layer by layer however the model lays its layers out."""
+    return {name: np.asarray(array) for name, array in flatten(unstack_layers(dict(params))).items()}
+
+
+def nested_params(arrays: Mapping[str, np.ndarray], wanted: Any, scan: bool) -> Any:
+    """Undoes `named_arrays`; an array too many, one too few and one of another shape are errors.
+
+    Args:
+      wanted: the parameters of the model as shapes, as it lays them out.
+      scan: whether it lays layers on top of each other.
+    """
+    looped = jax.eval_shape(lambda tree: unstack_layers(tree), wanted)
+    shapes = {name: leaf.shape for name, leaf in flatten(looped).items()}
+    rows = [Row((name,), (name,), keep()) for name in shapes]
+    checked = apply_rows(rows, {name: array.astype(np.float32) for name, array in arrays.items()}, shapes)
+    nested = unflatten(checked)
+    return jax.tree.map(np.asarray, stack_layers(jax.tree.map(jnp.asarray, nested)) if scan else nested)
+
+
+def cast(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
+    """The arrays in one of DTYPES."""
+    if dtype not in DTYPES:
+        raise ValueError(f'--dtype={dtype} is none of {", ".join(DTYPES)}.')
+    return {name: array.astype(DTYPES[dtype]) for name, array in arrays.items()}
+
+
+# -- How clips come to it, for people and for those who rebuild it --
+
+
+def describe_preprocessing(trained: Trained) -> dict[str, Any]:
+    """preprocessing.json: modality -> what is cut out of a clip, and what becomes of it."""
+    view, preprocess = trained.view, trained.preprocess
+    found: dict[str, Any] = {}
+    for modality in trained.modalities:
+        part = dataclasses.asdict(view.parts[modality])
+        part.pop('crop', None)  # Of training.
+        if modality == 'audio':
+            part |= {
+                'convention': preprocess.convention,
+                'sample_rate': preprocess.sample_rate,
+                'num_mel_bins': preprocess.num_mel_bins,
+                'num_spec_frames': preprocess.num_spec_frames,
+                'mean': preprocess.audio_mean,
+                'std': preprocess.audio_std,
+            }
+            if preprocess.convention != STORED:
+                part['log_mel'] = dataclasses.asdict(preprocess.log_mel_convention)
+        else:
+            part |= {'rgb_mean': list(preprocess.rgb_mean), 'rgb_std': list(preprocess.rgb_std)}
+        found[modality] = part
+    return json.loads(json.dumps(found))
+
+
+def rebuild_preprocess(described: Mapping[str, Any]) -> Preprocess:
+    """Undoes `describe_preprocessing` as far as the device's part goes."""
+    fields: dict[str, Any] = {}
+    for modality, part in described.items():
+        if modality == 'audio':
+            fields |= {name: part[name] for name in ('convention', 'sample_rate', 'num_mel_bins', 'num_spec_frames')}
+            fields |= {'audio_mean': part['mean'], 'audio_std': part['std']}
+        else:
+            fields |= {name: tuple(part[name]) for name in ('rgb_mean', 'rgb_std')}
+    preprocess = Preprocess(flip=False, **fields)
+    if 'log_mel' in described.get('audio', {}):
+        known = json.loads(json.dumps(dataclasses.asdict(preprocess.log_mel_convention)))
+        if known != described['audio']['log_mel']:
+            raise ValueError(
+                f'log-mels of the convention {preprocess.convention!r} were others when this was exported: use the '
+                'version of avmae_jax that its README.md names.'
+            )
+    return preprocess

@@ -1,0 +1,220 @@
+"""Exports that `load_pretrained` reads: what goes in comes out, and what is damaged is refused."""
+
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import avmae_jax
+from avmae_jax import experiment, export, pretrained
+from avmae_jax.exports import folder as folders
+from avmae_jax.exports.trained import named_arrays
+from avmae_jax.weights import safetensors
+
+
+@pytest.fixture(scope='module')
+def exported(pretrained_run, finetuned_run, tmp_path_factory):
+    root = tmp_path_factory.mktemp('exports')
+    for name, run in (('pretrained', pretrained_run), ('finetuned', finetuned_run)):
+        export.export(root / name, pretrained.read_run(run), 'safetensors', 'float32')
+    return root
+
+
+def assert_equal_bits(found, wanted):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), found, wanted)
+
+
+@pytest.mark.parametrize('name', ['pretrained', 'finetuned'])
+def test_an_export_gives_back_the_model_bit_for_bit(exported, pretrained_run, finetuned_run, name):
+    run = {'pretrained': pretrained_run, 'finetuned': finetuned_run}[name]
+    before, after = pretrained.read_run(run), avmae_jax.load_pretrained(exported / name).trained
+    assert_equal_bits(after.params, before.params)
+    assert after.model == before.model and after.preprocess == before.preprocess
+    assert after.shapes == before.shapes and after.row_shapes == before.row_shapes
+    assert after.about == before.about and after.objective == before.objective
+    assert {h: after.info.labels[h] for h in after.heads} == {h: before.info.labels[h] for h in before.heads}
+
+
+def test_the_average_of_the_parameters_is_what_is_exported_where_the_run_keeps_one(finetuned_run):
+    kept = experiment.restore_model(finetuned_run, averaged=True).params
+    last = experiment.restore_model(finetuned_run, averaged=False).params
+    assert_equal_bits(pretrained.read_run(finetuned_run).params, kept)
+    assert_equal_bits(pretrained.read_run(finetuned_run, averaged=False).params, last)
+    assert not np.array_equal(jax.tree.leaves(kept)[0], jax.tree.leaves(last)[0])
+
+
+def test_the_mean_of_the_last_checkpoints(pretrained_run):
+    steps = [experiment.restore_model(pretrained_run / 'checkpoints' / str(step)).params for step in (5, 6, 7)]
+    found = pretrained.read_run(pretrained_run, average_last=2)
+    mean = jax.tree.map(lambda a, b: ((np.float64(a) + b) / 2).astype(np.float32), *steps[1:])
+    assert_equal_bits(found.params, mean)
+    assert found.about['averaged_steps'] == [7, 6]
+    assert_equal_bits(pretrained.read_run(pretrained_run / 'checkpoints' / '6').params, steps[1])
+    with pytest.raises(ValueError, match='has 3 checkpoints up to step 7, and the mean of 4'):
+        pretrained.read_run(pretrained_run, average_last=4)
+
+
+def test_bfloat16_halves_the_file_and_rounds_each_number_once(exported, pretrained_run, tmp_path):
+    trained = pretrained.read_run(pretrained_run)
+    export.export(tmp_path / 'half', trained, 'safetensors', 'bfloat16')
+    ratio = (tmp_path / 'half/model.safetensors').stat().st_size / (
+        exported / 'pretrained/model.safetensors'
+    ).stat().st_size
+    assert ratio < 0.65  # Names take a part of such a small file.
+    after = avmae_jax.load_pretrained(tmp_path / 'half').trained
+    rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), trained.params)
+    assert_equal_bits(after.params, rounded)
+
+
+def test_the_card_tells_where_the_model_comes_from(exported, pretrained_run, tmp_path):
+    card = (exported / 'finetuned' / 'README.md').read_text()
+    trained = pretrained.read_run(pretrained_run)
+    for words in ('MBT', 'moving average', 'load_pretrained', '`label`: 9 classes', 'model.classify', 'TODO', 'jax '):
+        assert words in card, words
+    run = shutil.copytree(pretrained_run, tmp_path / 'run')
+    (run / 'evaluation').mkdir()
+    trained = pretrained.read_run(run)
+    scores = {'retrieval': [], 'classification': [
+        {'head': 'label', 'features': 'both', 'method': 'knn', 'metric': 'accuracy', 'value': 0.4321, 'chance': 0.1,
+         'num_train': 9, 'num_test': 3},
+    ]}  # fmt: skip
+    content = {'data': {'splits': {'test': 'test'}, 'digest': 'd1'}, 'results': scores}
+    (run / 'evaluation/a.json').write_text(json.dumps({'subject': trained.about, **content}))
+    other = {**trained.about, 'digest': 'another'}
+    (run / 'evaluation/b.json').write_text(json.dumps({'subject': other, **content}).replace('4321', '8765'))
+    export.export(tmp_path / 'with results', trained, 'safetensors', 'float32')
+    card = (tmp_path / 'with results' / 'README.md').read_text()
+    assert '0.432' in card and '0.87' not in card  # Results of other parameters say nothing of these.
+    assert trained.about['digest'] in card and trained.about['trained_on'] in card
+
+
+# -- Damage --
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def change_arrays(file, change):
+    arrays = safetensors.read(file)
+    change(arrays)
+    safetensors.write(file, arrays)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+NORM = 'encoder/joint/norm/scale'
+# (what happens to the export, are its digests renewed so that they fit, what is said)
+DAMAGE = {
+    'cut': (lambda x: cut(x / 'model.safetensors'), False, 'model.safetensors is not what was exported'),
+    'flipped': (lambda x: flip(x / 'model.safetensors'), False, 'model.safetensors is not what was exported'),
+    'cut, digest renewed': (lambda x: cut(x / 'model.safetensors'), True, 'cannot be read as safetensors'),
+    'config edited': (lambda x: change_json(x / 'config.json', format_version=2), False, 'config.json is not what'),
+    'other version': (lambda x: change_json(x / 'config.json', format_version=2), True, 'version 2'),
+    'no config': (lambda x: (x / 'config.json').unlink(), False, 'has no config.json'),
+    'no weights': (lambda x: (x / 'model.safetensors').unlink(), False, 'has no model.safetensors'),
+    'no digests': (lambda x: (x / 'digests.json').unlink(), False, 'has no digests.json'),
+    'config is no JSON': (lambda x: (x / 'config.json').write_text('{"a"'), True, 'config.json cannot be read'),
+    'config without model': (lambda x: (x / 'config.json').write_text('{"format": "avmae_jax", "format_version": 1}'),
+                             True, 'does not tell what the model is'),
+    'NaN': (lambda x: change_arrays(x / 'model.safetensors', lambda a: a[NORM].__setitem__(3, np.nan)), True,
+            f"{NORM}' holds values that are no finite"),
+    'missing key': (lambda x: change_arrays(x / 'model.safetensors', lambda a: a.pop(NORM)), True,
+                    f'nothing was given for them: {NORM}'),
+    'extra key': (lambda x: change_arrays(x / 'model.safetensors', lambda a: a.update(more=a[NORM])), True,
+                  'no rule takes them: more'),
+    'wrong shape': (lambda x: change_arrays(x / 'model.safetensors', lambda a: a.update({NORM: a[NORM][:-1]})), True,
+                    rf'{NORM} \(15,\) for \(16,\)'),
+    'other preprocessing': (lambda x: change_json(x / 'preprocessing.json', audio={}), True, "KeyError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DAMAGE)
+def test_a_damaged_export_is_refused_with_a_sentence_that_names_it(exported, tmp_path, name):
+    damage, renewed, message = DAMAGE[name]
+    copy = shutil.copytree(exported / 'pretrained', tmp_path / 'copy')
+    damage(copy)
+    if renewed:
+        (copy / 'digests.json').unlink()
+        folders.write_digests(export.epath.Path(copy))
+    with pytest.raises(ValueError, match=message) as caught:
+        avmae_jax.load_pretrained(copy)
+    assert str(copy) in str(caught.value)
+
+
+def test_the_config_of_another_model_does_not_take_the_weights(exported, tmp_path):
+    copy = shutil.copytree(exported / 'finetuned', tmp_path / 'copy')
+    shutil.copy(exported / 'pretrained' / 'config.json', copy)
+    with pytest.raises(ValueError, match='config.json is not what was exported'):
+        avmae_jax.load_pretrained(copy)
+    folders.write_digests(export.epath.Path(copy))
+    with pytest.raises(ValueError, match='do not fit the model'):
+        avmae_jax.load_pretrained(copy)
+
+
+def test_another_log_mel_is_refused(exported, tmp_path):
+    copy = shutil.copytree(exported / 'pretrained', tmp_path / 'copy')
+    content = json.loads((copy / 'preprocessing.json').read_text())
+    content['audio']['log_mel']['fft_length'] = 512
+    (copy / 'preprocessing.json').write_text(json.dumps(content))
+    folders.write_digests(export.epath.Path(copy))
+    with pytest.raises(ValueError, match="'avmae' were others"):
+        avmae_jax.load_pretrained(copy)
+
+
+def test_an_edited_card_is_no_damage(exported, tmp_path):
+    copy = shutil.copytree(exported / 'pretrained', tmp_path / 'copy')
+    (copy / 'README.md').write_text('license: mit')
+    avmae_jax.load_pretrained(copy)
+
+
+def test_nothing_half_written_stays_behind(exported, pretrained_run, tmp_path, monkeypatch):
+    trained = pretrained.read_run(pretrained_run)
+    monkeypatch.setattr(export.card, 'write_card', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.export(tmp_path / 'new', trained, 'safetensors', 'float32')
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match='is there already'):
+        export.export(exported / 'pretrained', trained, 'safetensors', 'float32')
+
+
+def test_names_are_layer_by_layer_however_the_model_lays_them_out(exported, pretrained_run):
+    arrays = safetensors.read(exported / 'pretrained' / 'model.safetensors')
+    assert set(arrays) == set(named_arrays(pretrained.read_run(pretrained_run).params))
+    assert 'encoder/video/layer_0/attention/qkv/kernel' in arrays
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], '--checkpoint is needed'),
+        (['--checkpoint=nowhere', '--output=x'], 'nowhere is neither a workdir'),
+        (['--checkpoint={run}'], '--output is needed'),
+        (['--checkpoint={run}', '--output={out}', '--format=onnx'], '--format=onnx is none of safetensors'),
+        (['--checkpoint={run}', '--output={out}', '--dtype=int8'], '--dtype=int8 is none of float32, bfloat16'),
+        (['--checkpoint={run}', '--output={out}', '--average_last=9'], 'the mean of 9 is asked for'),
+        (['--checkpoint={run}', '--output={out}', 'stray'], 'What is stray?'),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(arguments, message, pretrained_run, tmp_path, capsys):
+    from absl import flags
+    from absl.testing import flagsaver
+
+    arguments = [text.format(run=pretrained_run, out=tmp_path / 'out') for text in arguments]
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+        export.main(flags.FLAGS(['export', *arguments]))
+    assert caught.value.code == export.EXIT_SETTINGS
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
