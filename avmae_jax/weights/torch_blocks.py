@@ -6,6 +6,7 @@ tells of others. LayerNorms of timm add 1e-6 to the variance, those of plain tor
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -89,6 +90,11 @@ def size_of(arrays: Arrays, blocks: str, num_heads: int, epsilon: float = TIMM_E
     (mlp_width,) = shape_of(arrays, f'{blocks}.0.mlp.fc1.bias', 1)
     has_bias = any(f'{blocks}.0.attn.{name}' in arrays for name in ('qkv.bias', 'q_bias'))
     return Size(width, num_heads, mlp_width, num_layers(arrays, blocks), Architecture('exact', epsilon, has_bias))
+
+
+def with_layers(size: Size, count: int) -> Size:
+    """The same with another number of layers."""
+    return dataclasses.replace(size, num_layers=count)
 
 
 def num_layers(arrays: Arrays, blocks: str) -> int:

@@ -241,3 +241,80 @@ class SSAST(nn.Module):
         self.mask_embed = nn.Parameter(torch.empty(1, 1, width))
         for name in ('cpredlayer', 'gpredlayer'):
             self.add_module(name, nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 6)))
+
+
+class ModalityBlock(Block):
+    """A block with two more pairs of norms, which a modality alone goes through."""
+
+    def __init__(self, width, heads, hidden):
+        super().__init__(width, heads, hidden, epsilon=1e-5)
+        for name in ('norm1_a', 'norm1_v', 'norm2_a', 'norm2_v'):
+            self.add_module(name, nn.LayerNorm(width))
+
+    def forward(self, x, modality=''):
+        x = x + self.attn(getattr(self, f'norm1{modality}')(x))
+        return x + self.mlp(getattr(self, f'norm2{modality}')(x))
+
+
+class CAVMAE(nn.Module):
+    """Pretrained, or (`classes`) finetuned. Sound comes as (time, frequency) and is turned; pictures colours first."""
+
+    def __init__(self, places, patch, classes=0, width=12, heads=3, decoder=8):
+        super().__init__()
+        for letter, channels in (('a', 1), ('v', 3)):
+            self.add_module(f'patch_embed_{letter}', PatchEmbed(channels, width, patch[letter]))
+            self.register_parameter(f'modality_{letter}', nn.Parameter(torch.empty(1, 1, width)))
+            self.register_parameter(f'pos_embed_{letter}', nn.Parameter(torch.empty(1, places[letter], width)))
+            self.add_module(f'norm_{letter}', nn.LayerNorm(width))
+        for letter, depth in (('a', 2), ('v', 2), ('u', 1)):
+            layers = nn.ModuleList(ModalityBlock(width, heads, 20) for _ in range(depth))
+            self.add_module(f'blocks_{letter}', layers)
+        self.norm = nn.LayerNorm(width)
+        if classes:
+            self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+            return
+        self.decoder_embed = nn.Linear(width, decoder)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder))
+        for letter, channels in (('a', 1), ('v', 3)):
+            table = nn.Parameter(torch.empty(1, places[letter], decoder))
+            self.register_parameter(f'decoder_pos_embed_{letter}', table)
+            self.register_parameter(f'decoder_modality_{letter}', nn.Parameter(torch.empty(1, 1, decoder)))
+            values = channels * patch[letter][0] * patch[letter][1]
+            self.add_module(f'decoder_pred_{letter}', nn.Linear(decoder, values))
+        self.decoder_blocks = nn.ModuleList(ModalityBlock(decoder, 2, 14) for _ in range(2))
+        self.decoder_norm = nn.LayerNorm(decoder)
+
+    def stream(self, letter, x, kept=None):
+        x = x[:, None].transpose(2, 3) if letter == 'a' else x
+        x = getattr(self, f'patch_embed_{letter}')(x)
+        x = x + getattr(self, f'pos_embed_{letter}') + getattr(self, f'modality_{letter}')
+        return run(getattr(self, f'blocks_{letter}'), x if kept is None else take(x, kept))
+
+    def joint(self, x, letter=''):
+        for layer in self.blocks_u:
+            x = layer(x, letter and f'_{letter}')
+        return getattr(self, f'norm_{letter}' if letter else 'norm')(x)
+
+    def encode(self, inputs, kept=None):
+        """Letter -> tokens."""
+        parts = {letter: self.stream(letter, x, kept and kept[letter]) for letter, x in inputs.items()}
+        if len(parts) == 1:
+            return {letter: self.joint(x, letter) for letter, x in parts.items()}
+        whole = self.joint(torch.cat(list(parts.values()), 1))
+        return dict(zip(parts, whole.split([x.shape[1] for x in parts.values()], 1), strict=True))
+
+    def classify(self, inputs):
+        return self.mlp_head(torch.cat(list(self.encode(inputs).values()), 1).mean(1))
+
+    def forward(self, inputs, kept, hidden):
+        """Letter -> values of all patches."""
+        placed = []
+        for letter, x in self.encode(inputs, kept).items():
+            masked = self.mask_token.expand(len(x), hidden[letter].shape[1], -1)
+            restore = torch.argsort(torch.cat([kept[letter], hidden[letter]], 1), 1)
+            tokens = take(torch.cat([self.decoder_embed(x), masked], 1), restore)
+            own = getattr(self, f'decoder_pos_embed_{letter}') + getattr(self, f'decoder_modality_{letter}')
+            placed.append(tokens + own)
+        x = self.decoder_norm(run(self.decoder_blocks, torch.cat(placed, 1)))
+        parts = x.split([part.shape[1] for part in placed], 1)
+        return {m: getattr(self, f'decoder_pred_{m}')(part) for m, part in zip(inputs, parts, strict=True)}
