@@ -211,7 +211,7 @@ def _check_masking(
 
 
 def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """The one check that has to know the devices."""
+    """What has to know the devices."""
     rows = int(np.prod([mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
     micro = config['batch_size'] // config['optimizer']['accumulate_steps']
     if micro % rows:
@@ -219,3 +219,39 @@ def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
             f'config.batch_size={config["batch_size"]} / optimizer.accumulate_steps='
             f'{config["optimizer"]["accumulate_steps"]} must be a multiple of the {rows} devices that share the batch.'
         )
+    kernel, platform = config['model']['compute']['attention'], mesh.devices.flat[0].platform
+    wanted = KERNELS.get(kernel, platform)
+    if platform != wanted:
+        raise ValueError(
+            f'config.model.compute.attention={kernel!r} is a kernel of {wanted}, and these are devices of {platform}: '
+            "set it to 'auto'."
+        )
+    _check_split_layers(config, mesh)
+
+
+KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # Attention -> the only platform that has it.
+
+
+def _check_split_layers(config: Config, mesh: jax.sharding.Mesh) -> None:
+    parts, rule_set = mesh.shape['model'], config['parallel']['rules']
+    if parts == 1:
+        return
+    if 'model' not in rules.RULES[rule_set].values():
+        splitting = [name for name, table in rules.RULES.items() if 'model' in table.values()]
+        raise ValueError(
+            f'config.parallel.model={parts}, and parallel.rules={rule_set!r} splits nothing over it, so that always '
+            f'{parts} devices would do the same: set it to 1, or parallel.rules to {" or ".join(splitting)}.'
+        )
+    if not mesh_lib.layers_within_processes(mesh.devices):
+        # Devices that share a layer work on the same rows, and each process reads rows of its own.
+        raise ValueError(
+            f'config.parallel.model={parts} must divide the {mesh.size // jax.process_count()} devices of a process: '
+            'a layer is split within a process only.'
+        )
+    for part, size in experiment.build_sizes(config).items():
+        for dim in ('num_heads', 'mlp_width'):
+            if getattr(size, dim) % parts:
+                raise ValueError(
+                    f'config.parallel.model={parts} does not divide {dim}={getattr(size, dim)} of '
+                    f'config.model.{part}.size: set it to a divisor of the heads and MLP widths of encoder and decoder.'
+                )

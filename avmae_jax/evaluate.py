@@ -275,7 +275,8 @@ class Evaluator:
         config = settings.override(subject.config, {'data.num_workers': 0})
         with experiment.build_eval_stream(config, self.splits['test'], batch_size=num_rows) as stream:
             batch = next(iter(stream))
-            painted = jax.jit(paint, out_shardings=everywhere)(self.params, hosts.global_batch(batch, self.rows))
+            paint_batch = jax.jit(rules.on_mesh(paint, self.mesh), out_shardings=everywhere)
+            painted = paint_batch(self.params, hosts.global_batch(batch, self.rows))
         media, record = painting.patched(painted, subject.model, subject.objective)
         return media, [self.source[int(i)].id for i in record]
 

@@ -77,17 +77,30 @@ def build_model(config: Config, info: DatasetInfo | None = None) -> Model:
         for modality in section['tokenizers']
     }
     if 'decoder' in section:
-        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, sizes.SIZES, architecture, compute)
-        decoder = _build_stack(section, 'decoder', decoders.DECODERS, sizes.DECODER_SIZES, architecture, compute)
+        encoder = _build_stack(section, 'encoder', encoders.ENCODERS, architecture, compute)
+        decoder = _build_stack(section, 'decoder', decoders.DECODERS, architecture, compute)
         return MaskedAutoencoder(tokenizers=made, encoder=encoder, decoder=decoder)
     return construct(
         Classifier,
         'model',
         {name: section[name] for name in CLASSIFIER_SETTINGS if name in section},
         tokenizers=made,
-        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, sizes.SIZES, architecture, compute),
+        encoder=_build_stack(section, 'encoder', {**encoders.ENCODERS, 'mbt': MBT}, architecture, compute),
         num_classes=_num_classes(config, info),
     )
+
+
+SIZES = {'encoder': sizes.SIZES, 'decoder': sizes.DECODER_SIZES}
+
+
+def build_sizes(config: Config) -> dict[str, sizes.Size]:
+    """'encoder' and, where there is one, 'decoder' -> how large they are."""
+    section = config['model']
+    return {
+        part: _build_size(section[part]['size'], f'model.{part}.size', table)
+        for part, table in SIZES.items()
+        if part in section
+    }
 
 
 def describe_model(model: Model) -> dict[str, Any]:
@@ -123,18 +136,13 @@ CLASSIFIER_SETTINGS = ('pooling', 'pooled_norm', 'pooled_norm_epsilon', 'represe
 
 
 def _build_stack(
-    section: Config,
-    part: str,
-    classes: Mapping[str, Any],
-    named: Mapping[str, sizes.Size],
-    architecture: sizes.Architecture,
-    compute: Compute,
+    section: Config, part: str, classes: Mapping[str, Any], architecture: sizes.Architecture, compute: Compute
 ) -> Any:
     return construct(
         choose(classes, f'model.{part}.name', section[part]['name']),
         f'model.{part}',
         _without(section[part], 'name', 'size'),
-        size=_build_size(section[part]['size'], f'model.{part}.size', named, architecture),
+        size=_build_size(section[part]['size'], f'model.{part}.size', SIZES[part], architecture),
         compute=compute,
     )
 
@@ -156,7 +164,9 @@ def _num_classes(config: Config, info: DatasetInfo | None) -> dict[str, int]:
     return {head: len(labels[head].names) for head in heads}
 
 
-def _build_size(size: Any, where: str, table: Mapping[str, sizes.Size], architecture: sizes.Architecture) -> sizes.Size:
+def _build_size(
+    size: Any, where: str, table: Mapping[str, sizes.Size], architecture: sizes.Architecture = sizes.USUAL
+) -> sizes.Size:
     """A size by its name in the table, or by its numbers."""
     if isinstance(size, Mapping):
         return construct(sizes.Size, where, size, architecture=architecture)

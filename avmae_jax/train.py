@@ -48,7 +48,7 @@ from avmae_jax.data.workers import LoaderError, StalledError
 from avmae_jax.evaluation import painting, pictures, sound
 from avmae_jax.evaluation.reconstruction import draw_fixed
 from avmae_jax.objectives import Classification, Objective
-from avmae_jax.parallel import hosts
+from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.structs import Batch
 from avmae_jax.training import goodput, lock, loop, nonfinite, report, writer
@@ -265,7 +265,8 @@ def make_hooks(
     split = evaluation['split'] if evaluation['every_steps'] else config['data']['split']
     everywhere = jax.NamedSharding(rows.mesh, jax.P())
     classifying = isinstance(parts.objective, Classification)
-    evaluate_batch = jax.jit(make_scores(parts) if classifying else make_fixed_loss(parts), out_shardings=everywhere)
+    evaluated = make_scores(parts) if classifying else make_fixed_loss(parts)
+    evaluate_batch = jax.jit(rules.on_mesh(evaluated, rows.mesh), out_shardings=everywhere)
 
     def evaluate(state: state_lib.TrainState) -> dict[str, float]:
         weights, table = [], []
@@ -305,7 +306,7 @@ def make_hooks(
     hooks = {'evaluate': loop.Hook(evaluation['every_steps'], evaluate)}
     if not classifying:
         painter = painting.make_painter(parts.model, parts.objective, parts.preprocess, num_pictures)
-        paint_batch = jax.jit(painter, out_shardings=everywhere)
+        paint_batch = jax.jit(rules.on_mesh(painter, rows.mesh), out_shardings=everywhere)
         hooks['paint'] = loop.Hook(config['report']['pictures_every_steps'], paint)
     return hooks
 

@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from avmae_jax import jobs
+from avmae_jax.evaluation.tables import format_markdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/avmnist.py'
@@ -109,8 +110,7 @@ def table(entries: Iterable[tuple[str, str, Mapping[str, Any]]]) -> str:
         lines.append([row, kind, str(len(values)), *cells])
     guess = chance(entries[0][2])
     lines.insert(1, ['', 'chance', '', *(f'{guess[name]:.3f}' if name in guess else '' for name in columns)])
-    lines.insert(1, ['---'] * len(lines[0]))
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+    return format_markdown(lines)
 
 
 def mean_and_deviation(values: list[float]) -> str:

@@ -20,6 +20,7 @@ from absl import app, flags
 
 from avmae_jax import jobs
 from avmae_jax.data import schema
+from avmae_jax.evaluation.tables import format_markdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Row -> arguments of the config, whether it starts from what was pretrained, further settings.
@@ -69,8 +70,7 @@ def table(output: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
             cells = [f'{score["mean"]:.3f}' for score in top] + ['-'] * (len(seeds) - len(top))
             deviation = np.mean([score['standard_deviation'] for score in top])
             lines.append([row, *cells, f'{np.mean([score["mean"] for score in top]):.3f}', f'{deviation:.3f}'])
-    lines.insert(1, ['---'] * len(lines[0]))
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+    return format_markdown(lines)
 
 
 def main(argv: list[str]) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from absl import app, flags
 
 from avmae_jax import jobs
+from avmae_jax.evaluation.tables import format_markdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/finetune/avmnist.py'
@@ -159,17 +160,12 @@ def fusion_table(found: Mapping[Run, float], output: Path) -> list[list[str]]:
     return lines
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    rows = [lines[0], ['---'] * len(lines[0]), *lines[1:]]
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'
-
-
 def write_tables(runs: Sequence[Run], output: Path) -> None:
     found: dict[Run, Any] = {run: accuracy(output / run.name) for run in runs}
     found = {run: value for run, value in found.items() if value is not None}
     if not found:
         sys.exit(f'results_finetune: {output} holds no evaluation yet.')
-    text = f'{markdown(labels_table(found))}\n{markdown(fusion_table(found, output))}'
+    text = f'{format_markdown(labels_table(found))}\n{format_markdown(fusion_table(found, output))}'
     (output / 'results.md').write_text(text)
     rows = [{**run._asdict(), 'top-1': value, **compute(output / run.name)} for run, value in found.items()]
     (output / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')

@@ -11,7 +11,14 @@ import difflib
 import ml_collections
 from ml_collections import config_dict
 
-LAYERS = {'Ti': 12, 'S': 12, 'B': 12, 'L': 24, 'H': 32}  # Of models/sizes.py; configs count fusion layers in them.
+LAYERS = {
+    'Ti': 12,
+    'S': 12,
+    'B': 12,
+    'L': 24,
+    'H': 32,
+    'g': 40,
+}  # Of models/sizes.py; configs count fusion layers in them.
 ENCODERS = ('early', 'separate', 'shared', 'mid')
 DECODERS = ('shared', 'separate', 'joint')
 RECORDS = ('prepared', 'legacy')
@@ -323,6 +330,7 @@ def adamw(base_learning_rate: float, *, weight_decay: float = 0.05, **warmup: fl
         epsilon=1e-8,
         weight_decay=weight_decay,
         clip_norm=config_dict.placeholder(float),
+        first_moment_dtype='float32',
         accumulate_steps=1,
     )
 
@@ -339,12 +347,17 @@ def adam(base_learning_rate: float, **warmup: float) -> dict:
         epsilon=1e-8,
         weight_decay=0.05,
         clip_norm=config_dict.placeholder(float),
+        first_moment_dtype='float32',
         accumulate_steps=1,
     )
 
 
 def parallel(rules: str = 'replicated') -> dict:
-    """parallel/: the mesh, one of rules.RULES, and how soon a job ends that cannot go on (docs/reliability.md)."""
+    """parallel/: the mesh, one of rules.RULES, and how soon a job ends that cannot go on (docs/reliability.md).
+
+    Mesh: copies of the state (`replica`; across slices or nodes), devices that share the batch and, under fsdp, the
+    state (`data`), devices that share a layer under tensor and fsdp_tensor (`model`); -1: what is left.
+    """
     return dict(
         rules=rules,
         replica=1,

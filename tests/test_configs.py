@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Mapping
 
 import jax
@@ -92,6 +93,7 @@ TABLES = {
     'audioset-L': ('audioset', 'size=L'),
     'audioset-H': ('audioset', 'size=H'),
     'audioset-B-early-joint': ('audioset', 'size=B,encoder=early,decoder=joint'),
+    'audioset-g': ('audioset', 'size=g'),
     'audioset-L-audio': ('audioset', 'size=L,modalities=audio'),
     'audioset-L-video': ('audioset', 'size=L,modalities=video'),
     'vggsound-L': ('vggsound', None),
@@ -418,6 +420,40 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     config, _ = build('tiny', batch_size=12)
     with pytest.raises(ValueError, match='multiple of the 8 devices'):
         checks.check_devices(config, mesh_lib.make_mesh())
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'parallel.rules': 'fsdp'}, "parallel.model=2, and parallel.rules='fsdp' .*tensor or fsdp_tensor"),
+        ({'parallel.rules': 'tensor', 'model.decoder.size.num_heads': 1}, 'num_heads=1 of config.model.decoder.size'),
+        ({'parallel.rules': 'tensor', 'model.encoder.size.mlp_width': 511}, 'mlp_width=511 of config.model.encoder'),
+    ],
+)
+def test_an_axis_for_tensor_parallelism_that_nothing_can_be_split_over_is_refused(changes, words):
+    config, _ = build('tiny', **changes)
+    grid = mesh_lib.make_mesh(model=2)
+    with pytest.raises(ValueError, match=words):
+        checks.check_devices(config, grid)
+    checks.check_devices(build('tiny', **{'parallel.rules': 'tensor'})[0], grid)
+
+
+@pytest.mark.parametrize('kernel, platform', [('cudnn', 'gpu'), ('splash', 'tpu')])
+def test_a_kernel_for_attention_that_the_devices_do_not_have_is_refused(kernel, platform):
+    config, _ = build('tiny', **{'model.compute.attention': kernel})
+    with pytest.raises(ValueError, match=f"attention='{kernel}' is a kernel of {platform}, .* devices of cpu"):
+        checks.check_devices(config, mesh_lib.make_mesh())
+
+
+def test_a_layer_that_would_be_split_over_several_processes_is_refused(monkeypatch):
+    devices = np.array([types.SimpleNamespace(process_index=i // 2) for i in range(8)])
+    assert mesh_lib.layers_within_processes(devices.reshape(2, 2, 2))
+    assert not mesh_lib.layers_within_processes(devices.reshape(1, 2, 4))
+    monkeypatch.setattr(mesh_lib, 'layers_within_processes', lambda devices: False)
+    config, _ = build('tiny', **{'parallel.rules': 'tensor'})
+    with pytest.raises(ValueError, match='parallel.model=4 must divide the 8 devices of a process'):
+        checks.check_devices(config, mesh_lib.make_mesh(model=4))
+    checks.check_devices(config, mesh_lib.make_mesh())
 
 
 def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):

@@ -28,7 +28,7 @@ def figures(workdir: pathlib.Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in NOT_COMPARED} for line in read_scalars(workdir)]
 
 
-def finish(process: subprocess.Popen, code: int = 0, timeout: float = 400) -> str:
+def finish(process: subprocess.Popen, code: int = 0, timeout: float = 800) -> str:
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == code, output[-4000:]
     return output
@@ -214,10 +214,10 @@ def expected_of_two(uninterrupted, start_training, tmp_path_factory) -> list[dic
 def end_by_itself(process: subprocess.Popen, seconds: float) -> tuple[int, str]:
     """Exit code and output of a process that has nothing more to wait for."""
     try:
-        output, _ = process.communicate(timeout=seconds)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         pytest.fail(f'a process whose partner is lost goes on after {seconds} s')
-    return process.returncode, output
+    return process.returncode, process.communicate(timeout=60)[0]
 
 
 def kill_in_a_step(workdir, first, second):
@@ -250,9 +250,10 @@ def starve(workdir, first, second):
     worker = loader_worker(second)
     os.kill(worker, signal.SIGSTOP)
     try:
-        ends = [end_by_itself(process, 60) for process in (first, second)]
+        first.wait(120), second.wait(120)
     finally:
-        os.kill(worker, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)  # It has the output of its parent open.
+    ends = [end_by_itself(process, 60) for process in (first, second)]
     # Both wait, and whoever's watchdog is first takes the other along.
     assert ExitCode.STUCK in [code for code, _ in ends], ends
     told = next(output for code, output in ends if code == ExitCode.STUCK)

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from avmae_jax.parallel.hosts import Prefetch
+from avmae_jax.parallel.rules import on_mesh
 from avmae_jax.progress import progress
 from avmae_jax.structs import JOINT_ORDER, Array, Batch
 
@@ -51,7 +52,7 @@ def run_pass(
     def labelled_step(params, batch):
         return {**step(params, batch), 'record': batch.record, 'weight': batch.weight}
 
-    jitted = jax.jit(labelled_step, out_shardings=everywhere)
+    jitted = jax.jit(on_mesh(labelled_step, sharding.mesh), out_shardings=everywhere)
     rows: list[dict[str, Any]] = []
     in_flight: list[dict[str, Any]] = []
     prefetch = Prefetch(batches, sharding)

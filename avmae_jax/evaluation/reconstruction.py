@@ -41,8 +41,8 @@ def draw_fixed(
 ) -> tuple[dict[str, Mask], dict[str, Array]]:
     """Masks, and places for inpainting, of each record."""
     key = jax.random.key(MASK_SEED, impl='threefry2x32')
-    drawn = jax.vmap(lambda i: objective.draw(jax.random.fold_in(key, i), grids, 1))(record)
-    return jax.tree.map(lambda x: x[:, 0], (drawn.masks, drawn.places))
+    drawn = objective.draw_rows(jax.vmap(lambda i: jax.random.fold_in(key, i))(record), grids)
+    return drawn.masks, drawn.places
 
 
 def make_reconstruction_step(model: Any, objective: Any, preprocess: Any) -> RowStep:

@@ -26,6 +26,12 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([line(rows[0]), rule, *map(line, rows[1:])])
 
 
+def format_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the head."""
+    lines = [rows[0], ['---'] * len(rows[0]), *rows[1:]]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
 def _is_number(cell: str) -> bool:
     return not cell or cell == '-' or cell.lstrip('-')[:1].isdigit()
 

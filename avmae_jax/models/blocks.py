@@ -16,6 +16,7 @@ from jaxtyping import Float
 from avmae_jax.models.sizes import Size
 from avmae_jax.ops import attention
 from avmae_jax.ops.dense import GELUS, NORM_EPSILON, dense, layer_norm
+from avmae_jax.ops.dims import constrain
 from avmae_jax.structs import Array
 
 DENSE = 'dense'
@@ -37,7 +38,7 @@ class Compute:
       dtype: 'bfloat16' or 'float32', of activations. Parameters, norms' statistics and logits are float32 always.
       scan: the layers of a stack are one loop over stacked parameters: compiles in time independent of depth.
       remat: key of REMAT; trades memory for computing a part of the forward pass twice.
-      attention: 'auto', 'xla' or 'cudnn'.
+      attention: one of `ops.attention.IMPLEMENTATIONS`; 'auto' suits the devices and the length of the sequence.
     """
 
     dtype: str = 'bfloat16'
@@ -68,20 +69,26 @@ class LayerNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias. Fan-in and fan-out of the initialiser are those of the kernel as written here."""
+    """x @ kernel + bias. Fan-in and fan-out of the initialiser are those of the kernel as written here.
+
+    Attributes:
+      dims: what the channels of x and of the result are called, see `ops/dims.py`.
+    """
 
     features: int
     dtype: str
     kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
     bias_init: Callable[..., Any] = nn.initializers.zeros
     use_bias: bool = True
+    dims: tuple[str, str] = ('width', 'width')
 
     @nn.compact
     def __call__(self, x: Float[Array, '*rows d']) -> Float[Array, '*rows e']:
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
         bias = self.param('bias', self.bias_init, (self.features,)) if self.use_bias else None
         # The name is how a rematerialisation policy finds what took a matrix product to compute.
-        return checkpoint_name(dense(x, kernel, bias, self.dtype), DENSE)
+        y = dense(constrain(x, 'batch', self.dims[0]), kernel, bias, self.dtype)
+        return checkpoint_name(constrain(y, 'batch', self.dims[1]), DENSE)
 
 
 def qkv_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -106,13 +113,15 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b _ d']:
         batch, tokens, width = x.shape
-        qkv = Dense(3 * width, self.compute.dtype, kernel_init=qkv_init, use_bias=self.bias, name='qkv')(x)
+        qkv = Dense(
+            3 * width, self.compute.dtype, kernel_init=qkv_init, use_bias=self.bias, dims=('width', 'heads'), name='qkv'
+        )(x)
         qkv = qkv.reshape(batch, tokens, self.num_heads, 3, width // self.num_heads)
         parts = jax.lax.split(qkv, self.segments, axis=1)
         outs = [attention.self_attention(part, self.compute.attention) for part in parts]
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
         out = last_tokens(out.reshape(batch, tokens, width), self.carried)
-        return Dense(width, self.compute.dtype, name='out')(out)
+        return Dense(width, self.compute.dtype, dims=('heads', 'width'), name='out')(out)
 
 
 def last_tokens(x: Float[Array, 'b n d'], count: int | None) -> Float[Array, 'b _ d']:
@@ -130,8 +139,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         tiny = nn.initializers.normal(stddev=1e-6)
-        hidden = Dense(self.mlp_width, self.dtype, bias_init=tiny, name='up')(x)
-        return Dense(x.shape[-1], self.dtype, bias_init=tiny, name='down')(GELUS[self.gelu](hidden))
+        hidden = Dense(self.mlp_width, self.dtype, bias_init=tiny, dims=('width', 'mlp'), name='up')(x)
+        hidden = GELUS[self.gelu](hidden)
+        return Dense(x.shape[-1], self.dtype, bias_init=tiny, dims=('mlp', 'width'), name='down')(hidden)
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""How large models are, and what they are made of. Ti to H are the sizes of the ViT papers."""
+"""How large models are, and what they are made of. Ti to g are the sizes of the ViT papers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Architecture:
             raise ValueError(f'norm_epsilon must be 0 or more; got {self.norm_epsilon}.')
 
 
+USUAL = Architecture()
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How large a stack of blocks is, and what it is made of.
@@ -45,29 +48,32 @@ class Size:
     num_heads: int
     mlp_width: int
     num_layers: int
-    architecture: Architecture = Architecture()
+    architecture: Architecture = USUAL
 
     def __post_init__(self):
         if self.width % self.num_heads:
             raise ValueError(f'width must be a multiple of num_heads; got width={self.width}, {self.num_heads} heads.')
 
 
-# Dosovitskiy et al. 2021 (B, L, H), Touvron et al. 2021 (Ti, S).
+# Dosovitskiy et al. 2021 (B, L, H), Touvron et al. 2021 (Ti, S), Zhai et al. 2022 (g, without its patches of 14).
 SIZES = {
     'Ti': Size(width=192, num_heads=3, mlp_width=768, num_layers=12),
     'S': Size(width=384, num_heads=6, mlp_width=1536, num_layers=12),
     'B': Size(width=768, num_heads=12, mlp_width=3072, num_layers=12),
     'L': Size(width=1024, num_heads=16, mlp_width=4096, num_layers=24),
     'H': Size(width=1280, num_heads=16, mlp_width=5120, num_layers=32),
+    'g': Size(width=1408, num_heads=16, mlp_width=6144, num_layers=40),
 }
 
 # The decoder that goes with each encoder. B and L: AV-MAE's released configs. Ti and S: half and the same width as the
-# encoder, ours. H: that of L. `mae` is the decoder of the image MAE (He et al. 2022).
+# encoder, ours. H: that of L. g: that of VideoMAE V2's ViT-g (Wang et al. 2023), the same again. `mae` is the decoder
+# of the image MAE (He et al. 2022).
 DECODER_SIZES = {
     'Ti': Size(width=96, num_heads=3, mlp_width=384, num_layers=2),
     'S': Size(width=192, num_heads=3, mlp_width=768, num_layers=4),
     'B': Size(width=384, num_heads=6, mlp_width=1536, num_layers=4),
     'L': Size(width=512, num_heads=8, mlp_width=2048, num_layers=4),
     'H': Size(width=512, num_heads=8, mlp_width=2048, num_layers=4),
+    'g': Size(width=512, num_heads=8, mlp_width=2048, num_layers=4),
     'mae': Size(width=512, num_heads=16, mlp_width=2048, num_layers=8),
 }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from avmae_jax.ops import masking
+from avmae_jax.ops.rows import MASKS, row_keys
 from avmae_jax.structs import JOINT_ORDER, Array, Batch, Mask, Modality, Outputs
 
 
@@ -77,6 +78,11 @@ class Objective:
                 places[m] = masking.draw_order(place_rng, batch_size=batch_size, num_tokens=math.prod(grids[m]))
         return Drawn(masks, places)
 
+    def draw_rows(self, keys: jax.Array, grids: Mapping[Modality, tuple[int, ...]]) -> Drawn:
+        """The same with a key for each row: a row's masks do not depend on the rows that came with it."""
+        drawn = jax.vmap(lambda key: self.draw(key, grids, 1))(keys)
+        return jax.tree.map(lambda x: x[:, 0], drawn)
+
     def draw_masks(
         self, rng: jax.Array, grids: Mapping[Modality, tuple[int, ...]], batch_size: int
     ) -> dict[Modality, Mask]:
@@ -101,16 +107,18 @@ class Objective:
           params: of the model.
           teacher: what `init` and `update` gave.
           inputs: by modality, what preprocessing made of `batch.media`.
-          batch: says which rows count (`weight`, `present`); None: all of them.
-          rng: for everything that is drawn here.
+          batch: says which rows count (`weight`, `present`) and has the seed of each row's masks; None: all count.
+          rng: what is drawn from where there is no batch.
           masks, places: given from outside in place of drawn ones. Masks without places do not shuffle inpainting.
         """
         grids = model.grids(inputs)
         batch_size = len(next(iter(inputs.values())))
-        if masks is None:
-            drawn = self.draw(rng, grids, batch_size)
-        else:
+        if masks is not None:
             drawn = Drawn(dict(masks), dict(places or {}))
+        elif batch is not None:
+            drawn = self.draw_rows(row_keys(batch.seed, MASKS), grids)
+        else:
+            drawn = self.draw(rng, grids, batch_size)
         outputs: Any = model.apply({'params': params}, {m: inputs[m] for m in grids}, drawn.masks, drawn.places or None)
         rows = {m: rows_that_count(m, batch, batch_size) for m in grids}
         total, losses = jnp.zeros((), jnp.float32), {}

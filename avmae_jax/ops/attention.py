@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from avmae_jax.ops.dims import split_along
 from avmae_jax.structs import Array
 
-IMPLEMENTATIONS = ('auto', 'xla', 'cudnn')
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
+LANES = 128  # Of a TPU; sequences are padded to a multiple.
+SPLASH_BLOCKS = (1024, 512, 384, 256, 128)
+SPLASH_TOKENS = 768  # From here on splash takes over on TPU, see docs/performance.md.
 
 
-def pick_implementation(implementation: str, dtype: jnp.dtype, head_width: int) -> str:
-    """Settles 'auto': cuDNN's fused kernel on NVIDIA GPUs in half precision, plain XLA everywhere else."""
+def pick_implementation(implementation: str, dtype: jnp.dtype, num_tokens: int, head_width: int) -> str:
+    """Settles 'auto' by the devices that the step is compiled for.
+
+    cuDNN's fused kernel on NVIDIA GPUs in half precision, splash on TPU for long sequences, plain XLA otherwise.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f'attention must be one of {IMPLEMENTATIONS}; got {implementation!r}.')
     if implementation != 'auto':
         return implementation
+    platform = target_platform()
+    if platform == 'tpu':
+        return 'splash' if num_tokens >= SPLASH_TOKENS and head_width <= LANES else 'xla'
     half = dtype in (jnp.bfloat16, jnp.float16)
-    if not half or head_width % 8 or head_width > 128 or jax.default_backend() != 'gpu':
+    if not half or head_width % 8 or head_width > 128 or platform not in ('gpu', 'cuda'):
         return 'xla'
     capability = getattr(jax.local_devices()[0], 'compute_capability', None)  # 'None' on AMD.
     return 'cudnn' if capability and float(capability) >= 8.0 else 'xla'
+
+
+def target_platform() -> str:
+    """Of the mesh that a function is compiled for, which may be of devices that are not here; or of this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 @jax.custom_vjp
@@ -46,12 +65,51 @@ softmax.defvjp(_softmax_forward, _softmax_backward)
 
 def self_attention(qkv: Float[Array, 'b n h 3 e'], implementation: str = 'auto') -> Float[Array, 'b n h e']:
     """Every token looks at every token; no mask, because hidden tokens are simply not there."""
-    if pick_implementation(implementation, qkv.dtype, qkv.shape[-1]) == 'cudnn':
+    picked = pick_implementation(implementation, qkv.dtype, qkv.shape[1], qkv.shape[-1])
+    if picked == 'cudnn':
         query, key, value = (qkv[:, :, :, i] for i in range(3))
         return jax.nn.dot_product_attention(query, key, value, implementation='cudnn')
+    if picked == 'splash':
+        return on_each_device(_splash, qkv)
     # One transposition for all three, and, in the gradient, one concatenation.
     query, key, value = (part[0] for part in jax.lax.split(qkv.transpose(3, 0, 2, 1, 4), (1, 1, 1), axis=0))
     # Logits and their normalisation in float32: in bfloat16 neighbouring logits become equal and sums drift.
     logits = jnp.einsum('bhne,bhme->bhnm', query, key, preferred_element_type=jnp.float32)
     weights = softmax(logits * qkv.shape[-1] ** -0.5).astype(value.dtype)
     return jnp.einsum('bhnm,bhme->bhne', weights, value).transpose(0, 2, 1, 3)
+
+
+def _splash(qkv: Float[Array, 'b n h 3 e']) -> Float[Array, 'b n h e']:
+    """jax's kernel for TPU, which keeps no logits: memory grows with the tokens and not with their square.
+
+    Off TPU the kernel is interpreted, which is slow and there for tests.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    num_tokens, num_heads, head_width = qkv.shape[1], qkv.shape[2], qkv.shape[-1]
+    padding = -num_tokens % LANES
+    length = num_tokens + padding
+    block = max(size for size in SPLASH_BLOCKS if length % size == 0)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    # Nothing is masked; what was padded is a segment by itself.
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * num_heads)
+    kernel = splash_attention_kernel.make_splash_mha(
+        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=target_platform() != 'tpu'
+    )
+    segments = splash_attention_kernel.SegmentIds(*[(jnp.arange(length) >= num_tokens).astype(jnp.int32)] * 2)
+    query, key, value = jnp.pad(qkv, ((0, 0), (0, padding), *[(0, 0)] * 3)).transpose(3, 0, 2, 1, 4)
+    scaled = (query * head_width**-0.5).astype(query.dtype)
+    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(scaled, key, value, segments)
+    return out.transpose(0, 2, 1, 3)[:, :num_tokens]
+
+
+def on_each_device(function: Callable[[Array], Array], qkv: Float[Array, 'b n h 3 e']) -> Float[Array, 'b n h e']:
+    """A kernel knows nothing of meshes: each device runs it on its rows and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(qkv)
+    spec = split_along(qkv.shape, ('batch', '', 'heads', '', ''), mesh)
+    return jax.shard_map(function, in_specs=spec, out_specs=PartitionSpec(*spec[:3]), check_vma=False)(qkv)

@@ -6,14 +6,17 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
+
+from avmae_jax.ops import dims
 
 # replica: groups that hold a whole copy of the state each (slices, nodes); only gradients cross it.
 # data: rows of the batch, and under fsdp the shards of the state within a group.
 # model: dimensions of a layer (tensor parallelism); 1 unless a rule set uses it.
 AXES = ('replica', 'data', 'model')
-BATCH_AXES = ('replica', 'data')
+BATCH_AXES = dims.SPLIT['batch']
 
 
 def make_mesh(replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -49,3 +52,8 @@ def _fill_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:
     if math.prod(sizes.values()) != num_devices:
         raise ValueError(f'{given} must multiply to the {num_devices} devices; set one of them to -1.')
     return tuple(sizes.values())
+
+
+def layers_within_processes(devices: np.ndarray) -> bool:
+    """Whether devices of a mesh that share a layer, along its last axis, are of one process."""
+    return all(len({device.process_index for device in group}) == 1 for group in devices.reshape(-1, devices.shape[-1]))

@@ -2,20 +2,21 @@
 
 Two tables. `DIMENSIONS` names the dimensions of a parameter by its path: models hold plain arrays and know no
 mesh. `RULES` says for each rule set which named dimension is split over which mesh axis. Optimiser moments and
-the moving-average teacher have the paths of their parameters at the end of their own, so that one table serves
-the whole state.
+moving averages have the paths of their parameters at the end of their own, so that one table serves the whole state.
+Activations have a table of their own, the same under all rule sets (`ops/dims.py`): `on_mesh` brings it in.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from avmae_jax.parallel import mesh as mesh_lib
 
@@ -42,12 +43,18 @@ DIMENSIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 # Dimension name -> mesh axis, in the order in which they are tried: a parameter is split once over an axis, along
 # the first of these dimensions that divides. The widest come first, so that a shard stays a large matrix.
+# fsdp splits the state over `data` and gathers each layer where it is used; over `replica` it has copies, of which
+# only gradients are exchanged (hybrid sharding: `data` inside a slice or node, `replica` across).
+# tensor splits the work on a layer over `model`, by heads and by the middle of the MLP: two sums over tokens a layer,
+# and two more backward.
 RULES: Mapping[str, Mapping[str, str]] = {
     'replicated': {},
     'fsdp': {'mlp': 'data', 'heads': 'data', 'values': 'data', 'width': 'data', 'encoder_width': 'data'},
+    'tensor': {'mlp': 'model', 'heads': 'model'},
+    'fsdp_tensor': {'mlp': 'model', 'heads': 'model', 'values': 'data', 'width': 'data', 'encoder_width': 'data'},
 }
 
-MIN_SHARD_ELEMENTS = 2**14  # Below this a parameter is cheaper to keep whole than to gather.
+MIN_SHARD_ELEMENTS = 2**14  # Below this a parameter, or that of a layer, is cheaper to keep whole than to gather.
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -72,6 +79,8 @@ def partition_spec(
     if not rules or math.prod(shape) < min_elements:
         return PartitionSpec()
     names = dimension_names(path, len(shape))
+    if names is not None and names[0] == 'layer' and math.prod(shape[1:]) < min_elements:
+        return PartitionSpec()  # Layers are gathered one by one.
     if names is None:
         logging.warning(
             'No row of DIMENSIONS in parallel/rules.py names the dimensions of %s %s: every device keeps all of it.',
@@ -95,11 +104,38 @@ def state_shardings(state: Any, mesh: Mesh, rules: str, min_elements: int = MIN_
     """A sharding for every array of `state` (arrays or ShapeDtypeStructs), in the same tree."""
     if rules not in RULES:
         raise ValueError(f'parallel.rules={rules!r} is none of {sorted(RULES)}.')
+    whole, total = {}, 0
 
     def sharding(path, leaf):
-        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, RULES[rules], mesh, min_elements))
+        nonlocal total
+        name, size = path_name(path), math.prod(leaf.shape)
+        spec = partition_spec(name, leaf.shape, RULES[rules], mesh, min_elements)
+        total += size
+        if size >= min_elements and not any(spec):
+            whole[name] = leaf.shape
+        return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(sharding, state)
+    shardings = jax.tree_util.tree_map_with_path(sharding, state)
+    num_whole = sum(math.prod(shape) for shape in whole.values())
+    if num_whole > total / 2 and any(mesh.shape[axis] > 1 for axis in RULES[rules].values()):
+        name, shape = max(whole.items(), key=lambda item: math.prod(item[1]))
+        logging.warning(
+            'parallel.rules=%s keeps %.0f %% of the state whole on every device, such as %s %s: none of its dimensions '
+            'that may be split is a multiple of %s. Choose mesh sizes that divide the sizes of the model.',
+            rules, 100 * num_whole / total, name, shape, {a: mesh.shape[a] for a in {*RULES[rules].values()}},
+        )  # fmt: skip
+    return shardings
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh | AbstractMesh) -> Callable[..., Any]:
+    """`function`, to be jitted, whose activations lie on the mesh as `ops/dims.py` says."""
+
+    @functools.wraps(function)
+    def placed(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return placed
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from avmae_jax.ops import augment
+from avmae_jax.parallel.rules import on_mesh
 from avmae_jax.structs import Batch
 from avmae_jax.training.state import TrainState
 
@@ -104,8 +105,15 @@ def make_train_step(
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-    """On CPU, LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster."""
-    return {'xla_backend_optimization_level': 1} if platform == 'cpu' else {}
+    """Settings of XLA that a step is compiled with; figures are in docs/performance.md."""
+    if platform == 'cpu':
+        # LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster.
+        return {'xla_backend_optimization_level': 1}
+    if platform == 'tpu':
+        # Weights are gathered whole before a product. Left alone the compiler makes products in as many pieces as there
+        # are shards, each of which reads and writes the sum of the tokens once more.
+        return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
+    return {}
 
 
 def jit_train_step(
@@ -120,7 +128,7 @@ def jit_train_step(
     """
     replicated = jax.NamedSharding(batch_sharding.mesh, jax.P())
     jitted = jax.jit(
-        train_step,
+        on_mesh(train_step, batch_sharding.mesh),
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding, replicated),
         out_shardings=(shardings, replicated),

@@ -7,7 +7,7 @@
 Clips are drawn by the inverse frequency of their classes; for a training set that is balanced already, such as the
 508,994 clips of the paper, give --config.data.balanced_by="".
 
-Arguments: size=Ti|S|B|L|H, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
+Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
 fusion=bottleneck|concatenation|late, fusion_layer=N, mixup=mixmod|mixup|none, probe=none|linear,
 records=prepared|legacy.
 """

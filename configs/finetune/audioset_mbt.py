@@ -3,7 +3,7 @@
     python -m avmae_jax.train --config=configs/finetune/audioset_mbt.py --config.data.path=DIR \
         --config.start.path=ViT-B_16.npz --workdir=RUN
 
-Arguments: size=Ti|S|B|L|H, modalities=video+audio|video|audio, fusion=bottleneck|concatenation|late, fusion_layer=N,
+Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio, fusion=bottleneck|concatenation|late, fusion_layer=N,
 mixup=mixup|mixmod|none, probe=none|linear, records=prepared|legacy.
 """
 

@@ -8,7 +8,7 @@ The recipe is that of VGGSound. How the two heads are weighed and that a window 
 3 s on average, and 32 frames at 0.08 s are 2.6 s. `evaluate` scores the challenge's subsets with
 --epic_annotations=FOLDER.
 
-Arguments: size=Ti|S|B|L|H, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
+Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
 fusion=bottleneck|concatenation|late, fusion_layer=N, mixup=mixmod|mixup|none, probe=none|linear.
 """
 

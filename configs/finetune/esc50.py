@@ -7,7 +7,7 @@
 60 epochs in batches of 64 by AdamW with layer decay 0.75 follow AudioMAE (Huang et al. 2022) on ESC-50; what is changed
 in the sound is as in the recipe for VGGSound, but for the shift in time.
 
-Arguments: size=Ti|S|B|L|H, mixup=mixup|none, probe=none|linear.
+Arguments: size=Ti|S|B|L|H|g, mixup=mixup|none, probe=none|linear.
 """
 
 import ml_collections

@@ -5,7 +5,7 @@
 
 RandAugment and random erasing of the recipe are not there; the jitter of colours stands in for them.
 
-Arguments: size=Ti|S|B|L|H, mixup=mixup|none, probe=none|linear.
+Arguments: size=Ti|S|B|L|H|g, mixup=mixup|none, probe=none|linear.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@
         --config.start.path=PRETRAINED --workdir=RUN
     python -m avmae_jax.evaluate --workdir=RUN
 
-Arguments: size=Ti|S|B|L|H, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
+Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
 fusion=bottleneck|concatenation|late, fusion_layer=N, mixup=mixmod|mixup|none, probe=none|linear,
 records=prepared|legacy.
 """

@@ -2,7 +2,7 @@
 
     python -m avmae_jax.train --config=configs/pretrain/audioset.py:size=L --config.data.path=DIR --workdir=...
 
-Arguments: size=Ti|S|B|L|H, encoder=mid|early|separate|shared, decoder=shared|separate|joint,
+Arguments: size=Ti|S|B|L|H|g, encoder=mid|early|separate|shared, decoder=shared|separate|joint,
 objective=reconstruction|inpainting|both, modalities=video+audio|video|audio, records=prepared|legacy.
 """
 

@@ -2,7 +2,7 @@
 
     python -m avmae_jax.train --config=configs/pretrain/imagenet.py:size=L --config.data.path=DIR --workdir=...
 
-Arguments: size=Ti|S|B|L|H.
+Arguments: size=Ti|S|B|L|H|g.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
     python -m avmae_jax.train --config=configs/pretrain/vggsound.py:size=L --config.data.path=DIR --workdir=...
 
-Arguments: size=Ti|S|B|L|H, encoder=separate|early|mid|shared, decoder=shared|separate|joint,
+Arguments: size=Ti|S|B|L|H|g, encoder=separate|early|mid|shared, decoder=shared|separate|joint,
 objective=reconstruction|inpainting|both, modalities=video+audio|video|audio, records=prepared|legacy.
 """
 

@@ -36,6 +36,16 @@ def test_layers_in_a_loop_and_scanned_compute_the_same():
     )
 
 
+def test_scanned_layers_make_a_program_of_the_same_length_however_many_there_are():
+    def num_instructions(num_layers):
+        stack = Stack(dataclasses.replace(SIZE, num_layers=num_layers), SCAN)
+        params = jax.eval_shape(stack.init, jax.random.key(0), jnp.asarray(X))['params']
+        gradient = jax.grad(lambda params: jnp.square(stack.apply({'params': params}, jnp.asarray(X))).sum())
+        return jax.jit(gradient).lower(params).compile().as_text().count(' = ')
+
+    assert abs(num_instructions(48) / num_instructions(12) - 1) < 0.02
+
+
 def test_stacking_and_unstacking_undo_each_other():
     params = {'encoder': {'video': init(LOOP)}, 'other': {'kernel': jnp.ones(3)}}
     stacked = stack_layers(params)

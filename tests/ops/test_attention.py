@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from avmae_jax.ops import attention
+from avmae_jax.parallel.mesh import make_mesh
+from avmae_jax.parallel.rules import on_mesh
 
 
 def test_it_is_a_softmax_weighted_mean_of_values():
@@ -22,11 +25,58 @@ def test_large_logits_in_bfloat16_do_not_overflow():
     np.testing.assert_array_equal(np.asarray(out, np.float32), 100)
 
 
+def pick(implementation='auto', num_tokens=2000, head_width=64):
+    return attention.pick_implementation(implementation, jnp.dtype('bfloat16'), num_tokens, head_width)
+
+
 def test_on_cpu_auto_means_plain_xla():
-    assert attention.pick_implementation('auto', jnp.dtype('bfloat16'), 64) == 'xla'
-    assert attention.pick_implementation('cudnn', jnp.dtype('bfloat16'), 64) == 'cudnn'
+    assert pick() == 'xla'
+    assert pick('cudnn') == 'cudnn'
     with pytest.raises(ValueError, match='attention must be one of'):
-        attention.pick_implementation('flash', jnp.dtype('bfloat16'), 64)
+        pick('flash')
+
+
+def test_on_tpu_auto_means_splash_for_long_sequences():
+    tpu = jax.sharding.AbstractDevice(device_kind='TPU v5 lite', num_cores=1, platform='tpu')
+    mesh = jax.sharding.AbstractMesh((1,), ('data',), axis_types=(AxisType.Auto,), abstract_device=tpu)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert pick() == 'splash'
+        assert pick(num_tokens=300) == pick(head_width=256) == pick('xla') == 'xla'
+
+
+@pytest.mark.parametrize(('num_tokens', 'head_width'), [(1, 64), (130, 16), (384, 80)])
+def test_splash_computes_what_plain_attention_computes_and_so_do_its_gradients(num_tokens, head_width):
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, num_tokens, 2, 3, head_width)).astype(np.float32))
+    probe = jnp.asarray(np.random.default_rng(1).normal(size=(2, num_tokens, 2, head_width)).astype(np.float32))
+
+    def value_and_gradient(implementation):
+        def loss(x):
+            out = attention.self_attention(x, implementation)
+            return (out * probe).sum(), out
+
+        (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv)
+        return out, gradient
+
+    for ours, plain in zip(value_and_gradient('splash'), value_and_gradient('xla'), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-5)
+
+
+def test_each_device_runs_the_kernel_on_its_rows_and_heads():
+    qkv = jnp.asarray(np.random.default_rng(0).normal(size=(4, 20, 2, 3, 8)).astype(np.float32))
+    mesh = make_mesh(data=4, model=2)
+    rows_and_heads = NamedSharding(mesh, PartitionSpec('data', None, 'model'))
+    seen = []
+
+    def kernel(part):
+        seen.append(part.shape)
+        return attention.self_attention(part, 'xla')
+
+    out = jax.jit(
+        on_mesh(lambda x: attention.on_each_device(kernel, x), mesh), in_shardings=rows_and_heads
+    )(jax.device_put(qkv, rows_and_heads))  # fmt: skip
+    assert seen == [(1, 20, 1, 3, 8)]
+    assert out.sharding.is_equivalent_to(rows_and_heads, 4)
+    np.testing.assert_allclose(out, attention.self_attention(qkv, 'xla'), atol=1e-6)
 
 
 def test_softmax_and_its_written_out_gradient_are_those_of_jax():

@@ -1,10 +1,15 @@
 import json
+import math
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from avmae_jax.ops import losses
+from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import rules
 
 
 def test_what_has_no_weight_does_not_count():
@@ -87,3 +92,73 @@ def test_losses_are_those_of_the_public_reference(reference):
 def _label_name(logits, arrays):
     modality = logits.removeprefix('logits_train').removeprefix('/')
     return f'labels_mixed/{modality}' if f'labels_mixed/{modality}' in arrays else 'labels'
+
+
+# -- InfoNCE over the batch of all devices --
+
+
+def embeddings(batch, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, batch, 6)).astype(dtype)
+    return tuple(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+def plain_info_nce(queries, keys, *, temperature, counts=None):
+    logits = jnp.einsum('bd,cd->bc', queries, keys) / temperature
+    if counts is not None:
+        logits = jnp.where(counts[None] | jnp.eye(len(keys), dtype=bool), logits, -jnp.inf)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.diagonal(logits)
+
+
+def value_and_gradients(function, **fields):
+    """Of a weighted mean, with respect to queries, keys and temperature."""
+
+    def mean(queries, keys, temperature):
+        rows = function(queries, keys, temperature=temperature, **fields)
+        return jnp.mean(rows * jnp.linspace(0.5, 1.5, len(rows)))
+
+    return jax.value_and_grad(mean, argnums=(0, 1, 2))
+
+
+def assert_close(ours, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, expected)
+
+
+@pytest.mark.parametrize('chunk_size', [3, 8, 100])
+def test_info_nce_in_chunks_is_that_of_the_whole_table_of_similarities(chunk_size):
+    given = (*embeddings(24), 0.07)
+    expected = value_and_gradients(plain_info_nce)(*given)
+    assert_close(value_and_gradients(losses.info_nce, chunk_size=chunk_size)(*given), expected)
+
+
+def test_keys_that_do_not_count_are_no_negatives_but_everybody_has_its_own_key():
+    queries, keys = embeddings(12)
+    counts = np.arange(12) % 3 != 0
+    ours = losses.info_nce(queries, keys, temperature=0.1, counts=jnp.asarray(counts), chunk_size=4)
+    assert_close(ours, plain_info_nce(queries, keys, temperature=0.1, counts=counts))
+    alone = losses.info_nce(queries, keys, temperature=0.1, counts=jnp.zeros(12, bool), chunk_size=4)
+    np.testing.assert_allclose(alone, 0, atol=1e-6)
+
+
+def test_info_nce_tells_bfloat16_embeddings_apart_and_does_not_overflow():
+    queries, keys = (jnp.asarray(x, jnp.bfloat16) for x in embeddings(16))
+    ours = losses.info_nce(queries, keys, temperature=1e-3, chunk_size=4)
+    wide = [x.astype(jnp.float32) for x in (queries, keys)]
+    assert ours.dtype == jnp.float32
+    assert_close(ours, plain_info_nce(*wide, temperature=1e-3))
+
+
+def test_info_nce_on_eight_devices_is_that_of_one_and_no_device_has_all_keys_or_similarities():
+    mesh, batch, chunk_size = mesh_lib.make_mesh(replica=2), 64, 16
+    rows, whole = rules.batch_sharding(mesh), jax.NamedSharding(mesh, jax.P())
+    given = (*embeddings(batch), np.float32(0.07))
+    spread = jax.jit(
+        rules.on_mesh(value_and_gradients(losses.info_nce, chunk_size=chunk_size), mesh),
+        in_shardings=(rows, rows, whole),
+        out_shardings=(whole, (rows, rows, whole)),
+    )
+    assert_close(spread(*given), value_and_gradients(plain_info_nce)(*given))
+    shapes = re.findall(r'f32\[([\d,]+)\]', spread.lower(*given).compile().as_text())
+    sizes = {math.prod(int(n) for n in shape.split(',')) for shape in shapes}
+    # A chunk of keys, and the similarities of this device's 8 queries to it; all keys would be 64 x 6.
+    assert {chunk_size * 6, 8 * chunk_size} <= sizes and max(sizes) == 8 * chunk_size

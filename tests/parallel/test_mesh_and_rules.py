@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from avmae_jax.ops.dims import constrain
 from avmae_jax.parallel import hosts, mesh, rules
 
 
@@ -24,6 +26,8 @@ def test_fsdp_splits_the_widest_dimension_that_divides_and_keeps_small_parameter
     assert rules.partition_spec('encoder/mlp/up/bias', (512,), fsdp, grid) == P()
     # A scanned stack has its layers in front; they are never split.
     assert rules.partition_spec('encoder/mlp/up/kernel', (24, 64, 512), fsdp, grid) == P(None, None, 'data')
+    # Each layer is gathered by itself, so that what is too small to be split is so however many layers there are.
+    assert rules.partition_spec('encoder/mlp/up/bias', (64, 512), fsdp, grid) == P()
 
 
 def test_replicated_splits_nothing():
@@ -31,6 +35,61 @@ def test_replicated_splits_nothing():
     assert rules.partition_spec('encoder/mlp/up/kernel', (64, 4096), rules.RULES['replicated'], grid) == P()
     with pytest.raises(ValueError, match='fsdp'):
         rules.state_shardings({}, grid, 'fdsp')
+
+
+def test_tensor_splits_heads_and_the_middle_of_the_mlp_alone():
+    grid, tensor = mesh.make_mesh(data=2, model=4), rules.RULES['tensor']
+    assert rules.partition_spec('attention/qkv/kernel', (4, 64, 768), tensor, grid) == P(None, None, 'model')
+    assert rules.partition_spec('attention/out/kernel', (128, 128), tensor, grid) == P('model')
+    assert rules.partition_spec('mlp/up/kernel', (64, 512), tensor, grid) == P(None, 'model')
+    assert rules.partition_spec('mlp/down/kernel', (512, 64), tensor, grid) == P('model')
+    assert rules.partition_spec('decoder/output_video/kernel', (64, 1536), tensor, grid) == P()
+
+
+def test_fsdp_and_tensor_together_split_a_kernel_along_both_of_its_dimensions():
+    grid, both = mesh.make_mesh(data=2, model=4), rules.RULES['fsdp_tensor']
+    assert rules.partition_spec('attention/qkv/kernel', (64, 512), both, grid) == P('data', 'model')
+    assert rules.partition_spec('mlp/down/kernel', (512, 64), both, grid) == P('model', 'data')
+    assert rules.partition_spec('decoder/output_video/kernel', (64, 1536), both, grid) == P(None, 'data')
+
+
+def test_with_replicas_fsdp_is_hybrid_split_within_each_and_whole_in_all():
+    grid = mesh.make_mesh(replica=2)
+    shardings = rules.state_shardings({'mlp': {'up': {'kernel': jnp.zeros((64, 512))}}}, grid, 'fsdp')
+    kernel = shardings['mlp']['up']['kernel']
+    assert kernel.spec == P(None, 'data') and kernel.shard_shape((64, 512)) == (64, 512 // 4)
+    assert rules.batch_sharding(grid).shard_shape((16, 3)) == (2, 3)
+
+
+def test_a_mesh_that_divides_little_of_the_state_is_told(caplog):
+    state = {'mlp': {'up': {'kernel': jnp.zeros((66, 510))}}, 'mask_token': jnp.zeros(64)}
+    with caplog.at_level('WARNING'):
+        rules.state_shardings(state, mesh.make_mesh(), 'fsdp')
+    assert 'mlp/up/kernel (66, 510)' in caplog.text and "multiple of {'data': 8}" in caplog.text
+    caplog.clear()
+    with caplog.at_level('WARNING'):
+        rules.state_shardings(state, mesh.make_mesh(data=2, model=4), 'fsdp')
+    assert not caplog.text
+
+
+def test_activations_lie_on_the_mesh_by_the_names_of_their_dimensions():
+    grid = mesh.make_mesh(replica=2, data=2, model=2)
+
+    def split(first, last, shape):
+        place = jax.jit(rules.on_mesh(lambda x: constrain(x, first, last), grid), in_shardings=NamedSharding(grid, P()))
+        return place(jnp.zeros(shape)).sharding.spec
+
+    assert split('batch', 'heads', (8, 3, 4)) == P(('replica', 'data'), None, 'model')
+    assert split('batch', 'width', (8, 3, 4)) == P(('replica', 'data'))
+    assert split('batch', 'mlp', (8, 4)) == P(('replica', 'data'), 'model')
+    assert split('batch', 'mlp', (6, 3)) == P()  # What does not divide stays whole.
+
+
+def test_a_function_that_was_compiled_without_a_mesh_is_compiled_anew_with_one():
+    whole = NamedSharding(mesh.make_mesh(replica=2), P())
+    inner, x = jax.jit(lambda x: constrain(x, 'batch')), jax.device_put(jnp.zeros(8), whole)
+    assert inner(x).sharding.spec == P()
+    assert jax.jit(rules.on_mesh(lambda x: inner(x), whole.mesh))(x).sharding.spec == P(('replica', 'data'))
 
 
 def test_moments_lie_where_their_parameters_lie():

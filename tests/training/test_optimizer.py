@@ -139,6 +139,52 @@ def test_every_optimizer_clips_by_the_norm_of_all_gradients(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), clipped[1], plain[1])
 
 
+# -- The first moment in bfloat16 --
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw'])
+def test_a_first_moment_in_bfloat16_takes_half_the_memory_and_changes_updates_by_its_rounding(name):
+    make = optimizer_lib.OPTIMIZERS[name]
+    params = {'kernel': jnp.ones((64, 8))}
+    gradients = _gradients(20, params)
+    exact, state = _steps(make(lambda step: 0.01), params, gradients)
+    ours, smaller = _steps(make(lambda step: 0.01, first_moment_dtype='bfloat16'), params, gradients)
+    moved = np.abs(exact[-1]['kernel'] - params['kernel']).mean()
+    wrong = np.abs(ours[-1]['kernel'] - exact[-1]['kernel'])
+    assert 0 < wrong.mean() < 0.02 * moved and wrong.max() < 0.1 * moved
+    dtypes = {x.dtype.name: x.nbytes for x in jax.tree.leaves(optax.tree.get(smaller, 'mu'))}
+    assert dtypes == {'bfloat16': 64 * 8 * 2} and optax.tree.get(smaller, 'nu')['kernel'].dtype == jnp.float32
+
+    def num_bytes(tree):
+        return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+    assert num_bytes(state) - num_bytes(smaller) == num_bytes(params) / 2
+    with pytest.raises(ValueError, match="first_moment_dtype must be one of .*'bf16'"):
+        make(lambda step: 0.01, first_moment_dtype='bf16')
+
+
+def test_a_first_moment_in_bfloat16_is_restored_as_it_was(tmp_path):
+    params = {'kernel': jnp.ones((64, 8))}
+    optimizer = optimizer_lib.adam(lambda step: 0.01, first_moment_dtype='bfloat16')
+    _, opt_state = _steps(optimizer, params, _gradients(2, params))
+    _assert_restored(tmp_path, params, opt_state)
+
+
+def _assert_restored(folder, params, opt_state):
+    """Saved and read again, an optimiser's state has the same bits and types."""
+    checkpoints = manager.Checkpoints(folder)
+    checkpoints.save(1, {'params': params, 'opt_state': opt_state}, {'step': 1})
+    checkpoints.wait()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.eval_shape(lambda: {'params': params, 'opt_state': opt_state})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
+    restored = checkpoints.restore(like)
+    checkpoints.close()
+    assert jax.tree.structure(restored.items['opt_state']) == jax.tree.structure(opt_state)
+    jax.tree.map(np.testing.assert_array_equal, restored.items['opt_state'], opt_state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, restored.items['opt_state'], opt_state))
+
+
 # -- Rates by depth --
 
 
@@ -358,16 +404,7 @@ def test_the_state_of_a_tailored_optimizer_is_saved_and_restored(tmp_path):
         optimizer_lib.sgd(lambda step: 0.1), layer_decay=0.5, frozen=['tokenizers_video'], average_decay=0.9
     )
     _, opt_state = _steps(optimizer, params, _gradients(2, params))
-    checkpoints = manager.Checkpoints(tmp_path)
-    checkpoints.save(1, {'params': params, 'opt_state': opt_state}, {'step': 1})
-    checkpoints.wait()
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.eval_shape(lambda: {'params': params, 'opt_state': optimizer.init(params)})
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
-    restored = checkpoints.restore(like)
-    checkpoints.close()
-    assert jax.tree.structure(restored.items['opt_state']) == jax.tree.structure(opt_state)
-    jax.tree.map(np.testing.assert_array_equal, restored.items['opt_state'], opt_state)
+    _assert_restored(tmp_path, params, opt_state)
 
 
 def test_the_average_lies_on_the_devices_of_its_parameters():

@@ -1,3 +1,4 @@
+import re
 import types
 from typing import Any, NamedTuple
 
@@ -6,16 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avmae_jax import experiment
+from avmae_jax import experiment, settings
+from avmae_jax.models.blocks import stack_layers, unstack_layers
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training import state as state_lib
 from avmae_jax.training import step as step_lib
 
+NUM_STEPS = 10
+
 
 @pytest.fixture(scope='module')
 def config(small_config):
-    return small_config('encoder=early')
+    return small_config('encoder=early', batch_size=16)
 
 
 @pytest.fixture(scope='module')
@@ -30,8 +34,8 @@ def parts(config, source):
 
 @pytest.fixture(scope='module')
 def rows(config, source):
-    """Host rows of three steps."""
-    with experiment.build_train_stream(config, source, num_steps=3) as stream:
+    """Host rows of every step."""
+    with experiment.build_train_stream(config, source, num_steps=NUM_STEPS) as stream:
         return list(stream)
 
 
@@ -42,53 +46,144 @@ class Run(NamedTuple):
     batches: list
 
 
-def run(parts, rows, *, devices, rule_set) -> Run:
-    """Some steps on a mesh of so many devices."""
-    mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
-    init = experiment.make_init(parts)
-    shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, rule_set, min_elements=1)
-    state = state_lib.init_sharded(init, jax.random.key(0), shardings)
-    sharding = rules.batch_sharding(mesh)
-    train_step = step_lib.make_train_step(
-        step_lib.make_loss(parts.model, parts.objective, parts.preprocess),
-        objective=parts.objective,
-        optimizer=parts.optimizer,
-        schedule=parts.schedule,
-    )
-    batches = [hosts.global_batch(batch, sharding) for batch in rows]
-    compiled = step_lib.jit_train_step(
-        train_step, state=state, shardings=shardings, batch=batches[0], batch_sharding=sharding
-    )
-    metrics = []
-    for step, batch in enumerate(batches):
-        before = state
-        state, found = compiled(state, batch, np.int32(step))
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))  # Donated.
-        metrics.append({name: float(value) for name, value in found.items()})
-    return Run(metrics, state, compiled, batches)
+class Way(NamedTuple):
+    """A way to compute the same."""
+
+    replica: int = 1
+    data: int = 1
+    model: int = 1
+    rules: str = 'replicated'
+    accumulate_steps: int = 1
+    scan: bool = True
+    remat: str = 'none'
 
 
 @pytest.fixture(scope='module')
-def on_one_device(parts, rows) -> Run:
-    return run(parts, rows, devices=1, rule_set='replicated')
+def run(config, source, parts, rows):
+    """(way) -> Run, from the same parameters each time."""
+
+    def run_way(way: Way, num_steps: int = NUM_STEPS) -> Run:
+        num_devices = way.replica * way.data * way.model
+        mesh = mesh_lib.make_mesh(way.replica, way.data, way.model, devices=jax.devices()[:num_devices])
+        computed = settings.override(config, {'model.compute.scan': way.scan, 'model.compute.remat': way.remat})
+        model = experiment.build(computed, source).model
+        init_params = experiment.make_init_params(parts.model, parts.objective, parts.shapes)
+        init = state_lib.make_init(
+            init_params if way.scan else lambda key: unstack_layers(init_params(key)),
+            parts.objective.init,
+            parts.optimizer,
+        )
+        shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, way.rules, min_elements=1)
+        state = state_lib.init_sharded(init, jax.random.key(0), shardings)
+        sharding = rules.batch_sharding(mesh)
+        train_step = step_lib.make_train_step(
+            step_lib.make_loss(model, parts.objective, parts.preprocess),
+            objective=parts.objective,
+            optimizer=parts.optimizer,
+            schedule=parts.schedule,
+            accumulate_steps=way.accumulate_steps,
+        )
+        batches = [hosts.global_batch(batch, sharding) for batch in rows[:num_steps]]
+        compiled = step_lib.jit_train_step(
+            train_step, state=state, shardings=shardings, batch=batches[0], batch_sharding=sharding
+        )
+        metrics = []
+        for step, batch in enumerate(batches):
+            before = state
+            state, found = compiled(state, batch, np.int32(step))
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))  # Donated.
+            metrics.append({name: float(value) for name, value in found.items()})
+        return Run(metrics, state, compiled, batches)
+
+    return run_way
 
 
-@pytest.mark.parametrize('rule_set', rules.RULES)
-def test_eight_devices_compute_what_one_computes_under_every_rule_set(parts, rows, on_one_device, rule_set):
-    eight = run(parts, rows, devices=8, rule_set=rule_set)
-    for ours, expected in zip(eight.metrics, on_one_device.metrics, strict=True):
+@pytest.fixture(scope='module')
+def on_one_device(run) -> Run:
+    return run(Way())
+
+
+# Every number of devices, every rule set, with and without accumulation, scan and rematerialisation. Those that are
+# marked compile longest.
+WAYS = {
+    'fsdp 2 x 2 replicas, full remat': Way(replica=2, data=2, rules='fsdp', remat='full'),
+    'fsdp 2 x tensor 2 x 2 replicas, accumulated, dots': Way(
+        replica=2, data=2, model=2, rules='fsdp_tensor', accumulate_steps=2, remat='dots'
+    ),
+    'one device, accumulated, loop': Way(accumulate_steps=4, scan=False),
+}
+SLOW_WAYS = {
+    'fsdp 2, accumulated': Way(data=2, rules='fsdp', accumulate_steps=2),
+    'fsdp 8': Way(data=8, rules='fsdp'),
+    'replicated 8, loop': Way(data=8, scan=False),
+    'tensor 2 x 2, loop, dots': Way(data=2, model=2, rules='tensor', scan=False, remat='dots'),
+    'tensor 2': Way(model=2, rules='tensor'),
+    'one device, accumulated, loop, full remat': Way(accumulate_steps=4, scan=False, remat='full'),
+}
+
+
+@pytest.mark.parametrize(
+    'way',
+    [*WAYS.values(), *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW_WAYS.values())],
+    ids=[*WAYS, *SLOW_WAYS],
+)
+def test_ten_steps_have_the_same_losses_however_they_are_computed(run, on_one_device, way):
+    other = run(way)
+    for ours, expected in zip(other.metrics, on_one_device.metrics, strict=True):
         for name, value in expected.items():
-            assert ours[name] == pytest.approx(value, rel=2e-4, abs=1e-7), name
-    pairs = zip(jax.tree.leaves(eight.state.params), jax.tree.leaves(on_one_device.state.params), strict=True)
-    for ours, expected in pairs:
-        np.testing.assert_allclose(ours, expected, atol=1e-4)
-    split = [x for x in jax.tree.leaves(eight.state.opt_state) if not x.sharding.is_fully_replicated]
-    assert bool(split) == (rule_set == 'fsdp')
+            assert ours[name] == pytest.approx(value, rel=2e-6, abs=1e-7), name
+    params = other.state.params if way.scan else stack_layers(other.state.params)
+    for ours, expected in zip(jax.tree.leaves(params), jax.tree.leaves(on_one_device.state.params), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+    check_memory(other, way)
+    check_traffic(other, way)
+
+
+def check_memory(run: Run, way: Way) -> None:
+    """Each device holds its part of the state, once: the new state lies where the old one was."""
+    leaves = jax.tree.leaves(run.state._replace(rng=None))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    parts = way.data if way.rules.startswith('fsdp') else 1
+    assert held < 1.1 * sum(leaf.nbytes for leaf in leaves) / parts
+    assert run.train_step.memory_analysis().alias_size_in_bytes >= held
+
+
+class Collective(NamedTuple):
+    """An exchange between devices in a compiled program, which may be of several arrays at once."""
+
+    kind: str
+    shapes: list[tuple[int, ...]]
+
+
+def collectives(compiled: Any) -> list[Collective]:
+    pattern = r' = (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
+    return [
+        Collective(
+            kind, [tuple(int(n) for n in dims.split(',') if n) for dims in re.findall(r'\w\[([\d,]*)\]', result)]
+        )
+        for result, kind in re.findall(pattern, compiled.as_text())
+    ]
+
+
+def check_traffic(run: Run, way: Way) -> None:
+    """What is sent are parameters and their gradients; of tokens only sums of tensor parallelism, over own rows."""
+    found = collectives(run.train_step)
+    assert bool(found) == (way.replica * way.data * way.model > 1)
+    tokens = [(kind, shape) for kind, shapes in found for shape in shapes if len(shape) > 2]
+    own_rows = 16 // (way.replica * way.data * way.accumulate_steps)
+    assert {kind for kind, _ in tokens} == ({'all-reduce'} if way.model > 1 else set())
+    assert {shape[0] for _, shape in tokens} <= {own_rows}
+    kernels = [shape for kind, shapes in found for shape in shapes if kind == 'all-gather' and len(shape) == 2]
+    assert bool(kernels) == way.rules.startswith('fsdp')
+    if way.replica > 1 and way.model == 1:
+        # Gradients are added up inside each replica first; what crosses is the part that each device keeps.
+        reduced = {shape for kind, shapes in found for shape in shapes if kind == 'all-reduce'}
+        assert {(16, 48), (16, 48 // way.data)} <= reduced
 
 
 def test_the_first_update_has_rate_zero_and_the_next_have_not(on_one_device):
     assert on_one_device.metrics[0]['learning_rate'] == 0 and on_one_device.metrics[0]['update_norm'] == 0
-    assert on_one_device.metrics[1]['update_norm'] > 0 and int(on_one_device.state.step) == 3
+    assert on_one_device.metrics[1]['update_norm'] > 0 and int(on_one_device.state.step) == NUM_STEPS
 
 
 def _copy(state):
@@ -99,12 +194,12 @@ def test_after_a_step_that_is_not_finite_nothing_changes_any_more(on_one_device)
     state, train_step, batches = on_one_device.state, on_one_device.train_step, on_one_device.batches
     params = _copy(state.params)
     params['encoder']['joint']['norm']['scale'] = params['encoder']['joint']['norm']['scale'].at[0].set(jnp.nan)
-    broken, metrics = train_step(_copy(state)._replace(params=params), batches[0], np.int32(3))
-    assert not metrics['finite'] and int(broken.step) == 3
+    broken, metrics = train_step(_copy(state)._replace(params=params), batches[0], np.int32(NUM_STEPS))
+    assert not metrics['finite'] and int(broken.step) == NUM_STEPS
     jax.tree.map(np.testing.assert_array_equal, broken.opt_state, state.opt_state)
     # A step that was dispatched before anybody knew: all is well with it, but it must not count.
-    after, metrics = train_step(_copy(state), batches[1], np.int32(4))
-    assert metrics['finite'] and int(after.step) == 3
+    after, metrics = train_step(_copy(state), batches[1], np.int32(NUM_STEPS + 1))
+    assert metrics['finite'] and int(after.step) == NUM_STEPS
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
 
 
