@@ -36,7 +36,6 @@ setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12,<0.13',
         'PyYAML>=6.0',
-        'safetensors>=0.5,<1',
         'simplejpeg>=1.8',
         'tensorboardX>=2.6.4',
         'tensorflow-datasets>=4.9.9,<5',
@@ -49,7 +48,7 @@ setup(
         'export': ['flatbuffers>=24.3', 'pyarrow>=15'],
         'gcs': ['etils[epath-gcs]', 'gcsfs'],
         # What weights are read from, handed to and compared with; no module of ours imports them when it is imported.
-        'interop': ['torch>=2.6', 'transformers>=5.0,<6'],
+        'interop': ['safetensors>=0.5,<1', 'torch>=2.6', 'transformers>=5.0,<6'],
         'test': [
             'beartype>=0.20',
             'kaldi_native_fbank>=1.20',
@@ -58,6 +57,7 @@ setup(
             'pytest-timeout>=2.3',
             'pytest-xdist>=3.6',
             'ruff>=0.9',
+            'safetensors>=0.5,<1',
             'scikit-learn>=1.5',
         ],
     },

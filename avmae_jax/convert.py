@@ -159,13 +159,19 @@ def merge(
     # How a model is trained is not in its weights.
     model['encoder']['drop_path'] = merged['model']['encoder'].get('drop_path', 0.0)
     known = settings.flatten({'model': model})
-    before = settings.flatten({'model': merged['model']})
+    # With its defaults, and numbers for the name of a size.
+    described = Described('', 1, classes=dict.fromkeys(config['objective'].get('heads', {}), 1))
+    before = settings.flatten({'model': experiment.describe_model(experiment.build_model(config, described.info))})
     for name in sorted(known.keys() | before.keys()):
         there, here = known.get(name, '-'), before.get(name, '-')
-        if name in overrides and there != here:
-            raise ValueError(f'--config.{name}={here!r}, and the weights are of a model with {there!r}.')
-        if there != here and not (here == '-' and there in (None, False)):
-            changes.append((name, here, there, 'file'))
+        if there == here:
+            continue
+        if asked := next((one for one in overrides if name == one or name.startswith(f'{one}.')), None):
+            raise ValueError(
+                f'--config.{asked}={overrides[asked]!r} makes {name}={here!r}, and the weights are of a model with '
+                f'{there!r}.'
+            )
+        changes.append((name, here, there, 'file'))
     merged['model'] = model
     for name, there in sorted(settings.flatten(dict(settings.to_plain(imported.settings))).items()):
         *sections, last = name.split('.')
@@ -267,7 +273,7 @@ def write(
         (temporary / 'config.py').write_text(CONFIG_MODULE)
         (temporary / 'start.txt').write_text(f'{text}\n')
         report.write_overview(state.params, temporary / 'parameters.txt')
-        checkpoints = Checkpoints(temporary / 'checkpoints', keep_last=config['checkpoint']['keep_last'])
+        checkpoints = Checkpoints(temporary / 'checkpoints', keep_best=0)
         checkpoints.save(0, state_lib.to_items(state), meta)
         checkpoints.close()
         if folder.exists():

@@ -218,6 +218,18 @@ def test_every_leaf_of_a_config_is_read(name, monkeypatch):
         assert f"['{name}']" in verb or f".get('{name}'" in verb, f'nobody reads config.{path}'
 
 
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_model_is_described_by_the_section_that_makes_it_again(name):
+    config, parts = build(name)
+    section = experiment.describe_model(parts.model)
+    assert section == settings.to_plain(section)
+    again = experiment.build_model({**config, 'model': section}, source_for(name).sources[0].info)
+    assert again == parts.model and again != experiment.build_model(
+        {**config, 'model': {**section, 'architecture': {**section['architecture'], 'gelu': 'exact'}}},
+        source_for(name).sources[0].info,
+    )
+
+
 # -- What is wrong is told before a device is touched --
 
 WRONG = {

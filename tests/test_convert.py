@@ -63,7 +63,12 @@ def test_a_vit_without_a_head_gets_one_of_zeros(tmp_path):
     'changes, overrides, complaint',
     [
         ({'image.crop_size': 8}, {}, r'trained on image of shape \(12, 12, 3\), and the config gives \(8, 8, 3\)'),
-        ({}, {'model.pooling': 'mean'}, "--config.model.pooling='mean', and the weights are of a model with 'token'"),
+        ({}, {'model.pooling': 'mean'}, "model.pooling='mean', and the weights are of a model with 'token'"),
+        (
+            {},
+            {'model.encoder.size': 'B'},
+            "--config.model.encoder.size='B' makes model.encoder.size.mlp_width=3072, .* 20",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_and_nothing_is_written(tmp_path, changes, overrides, complaint):
@@ -136,7 +141,7 @@ def test_the_command_says_what_it_took_and_what_of_the_config_it_changed(run, pu
     rows = {line.split()[0]: line.split()[-1] for line in told.splitlines() if ' file' in line}
     changed = {'model.architecture.gelu', 'model.encoder.size.width', 'preprocess.rgb_mean', 'model.decoder.positions'}
     assert changed - {'model.decoder.positions'} <= set(rows) and 'model.decoder.positions' not in rows
-    assert 'videomae.encoder.layer.*.attention.attention.q_bias' in told and 'none is left over' in told
+    assert 'videomae.encoder.layer.*.attention.attention.(q_bias + v_bias)' in told and 'none is left over' in told
     config = settings.load_config(folder)
     assert config['preprocess']['rgb_mean'] == [0.485, 0.456, 0.406]
     target = config['objective']['terms']['reconstruction']['target']['video']

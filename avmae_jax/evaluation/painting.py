@@ -34,7 +34,7 @@ def make_painter(model: Any, objective: Any, preprocess: Any, num_clips: int) ->
         outputs = model.apply({'params': params}, {m: inputs[m] for m in grids}, masks, places or None)
         if 'inpainting' not in objective.terms:  # The model answers, but nobody has taught it to.
             outputs = outputs._replace(inpainted={}, inpainted_mask={})
-        outputs = _in_pixels(outputs, preprocess, standardised_targets(objective))
+        outputs = _in_pixels(outputs, preprocess, first_targets(objective))
         record = jnp.where(batch.weight > 0, batch.record, -1)
         first = jax.tree.map(lambda x: x[:num_clips], (outputs, masks, record))
         return Painted(first[0], first[1], jax.tree.map(jnp.asarray, grids), first[2])
@@ -42,7 +42,7 @@ def make_painter(model: Any, objective: Any, preprocess: Any, num_clips: int) ->
     return paint
 
 
-def _in_pixels(outputs: Outputs, preprocess: Any, standardised: Mapping[str, str]) -> Outputs:
+def _in_pixels(outputs: Outputs, preprocess: Any, targets: Mapping[str, Any]) -> Outputs:
     """With picture values in [-1, 1], whatever the model saw; standardised predictions stay as they are."""
 
     def to_pixels(modality: str, values: Float[Array, 'b n v']) -> Float[Array, 'b n v']:
@@ -52,8 +52,14 @@ def _in_pixels(outputs: Outputs, preprocess: Any, standardised: Mapping[str, str
         return (2 * preprocess.undo({modality: pixels})[modality] - 1).reshape(values.shape)
 
     def of_predictions(by_modality: Mapping[str, Array]) -> dict[str, Array]:
-        raw = {m: standardised.get(m, 'none') == 'none' for m in by_modality}
-        return {m: to_pixels(m, values) if raw[m] else values for m, values in by_modality.items()}
+        found = dict(by_modality)
+        for m, values in by_modality.items():
+            target = targets.get(m)
+            if target is None:
+                found[m] = to_pixels(m, values)
+            elif target.standardise == 'none':
+                found[m] = to_pixels(m, target.restore(values, outputs.patches[m], m))
+        return found
 
     return outputs._replace(
         patches={m: to_pixels(m, values) for m, values in outputs.patches.items()},
@@ -80,7 +86,12 @@ def patched(painted: Painted, model: Any, objective: Any) -> tuple[dict[str, pic
 
 def standardised_targets(objective: Any) -> dict[str, str]:
     """By modality, how the first term of the objective that has targets standardises them."""
-    found: dict[str, str] = {}
+    return {modality: target.standardise for modality, target in first_targets(objective).items()}
+
+
+def first_targets(objective: Any) -> dict[str, Any]:
+    """By modality, the target of the first term of the objective that has one."""
+    found: dict[str, Any] = {}
     for term in objective.terms.values():
-        found = {modality: target.standardise for modality, target in term.target.items()} | found
+        found = dict(term.target) | found
     return found

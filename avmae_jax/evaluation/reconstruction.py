@@ -18,7 +18,6 @@ and beside the model's error stand those of answers that need no model:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,9 +84,7 @@ class _Target:
 
     def plain(self, values):
         """What was asked for, in the units of the input."""
-        if self._target is None:
-            return values
-        return dataclasses.replace(self._target, standardise='none')(values, self._modality)
+        return values if self._target is None else self._target.plain(values, self._modality)
 
     def sums(self, predicted, asked, answers):
         """Of the model's squared errors, and of what the asked values alone tell."""
@@ -100,16 +97,16 @@ class _Target:
             'squares': _squares(values, answers),
             'patch mean': _squares(values - jnp.mean(values, axis=2, keepdims=True), answers),
         }
+        # Of standardised patches the structure is the model's; mean and deviation, for which it was not asked, are the
+        # true.
+        restored = predicted if self._target is None else self._target.restore(predicted, asked, self._modality)
+        sums['model'] = _squares(_by_channel(restored, self._channels) - values, answers)
         if self._standardise == 'none':
-            return {**sums, 'model': _squares(_by_channel(predicted, self._channels) - values, answers)}
+            return sums
         wanted = self._target(asked, self._modality)
         sums['target'] = _squares(_by_channel(predicted - wanted, self._channels), answers)
         sums['target patch mean'] = _squares(_by_channel(wanted, self._channels), answers)
-        # The structure within a patch is the model's; mean and deviation, for which it was not asked, are the true.
-        grouped = _by_channel(plain, self._channels if self._standardise == 'channel' else 1)
-        deviation = jnp.sqrt(jnp.var(grouped, axis=2, keepdims=True) + 1e-6)
-        restored = predicted.reshape(grouped.shape) * deviation + jnp.mean(grouped, axis=2, keepdims=True)
-        return {**sums, 'model': _squares(restored.reshape(values.shape) - values, answers)}
+        return sums
 
     def sums_of_visible(self, patches, mask: Mask, grid):
         """Of the squared errors of answers made from the visible patches."""

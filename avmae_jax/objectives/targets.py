@@ -28,16 +28,22 @@ class Convention(NamedTuple):
 CONVENTIONS = {'scenic': Convention(0, True), 'mae': Convention(1, True), 'videomae': Convention(1, False)}
 
 
-def standardise(values: Float[Array, 'b n v'], groups: int = 1, convention: str = 'scenic') -> Float[Array, 'b n v']:
-    """Mean 0 and variance 1 within each patch, or within each of its `groups` of interleaved channels."""
+class Scale(NamedTuple):
+    """Mean and deviation of each patch, or of each of its channels: [b n 1 groups]."""
+
+    mean: Array
+    deviation: Array
+
+
+def scale_of(values: Float[Array, 'b n v'], groups: int, convention: str) -> Scale:
+    """By which patches, or each of their `groups` of interleaved channels, are standardised."""
     taken_off, inside = CONVENTIONS[convention]
     grouped = values.reshape(*values.shape[:-1], -1, groups)
-    centred = grouped - jnp.mean(grouped, axis=-2, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-2, keepdims=True)
+    mean = jnp.mean(grouped, axis=-2, keepdims=True)
+    variance = jnp.mean(jnp.square(grouped - mean), axis=-2, keepdims=True)
     if taken_off:
         variance = variance * (grouped.shape[-2] / (grouped.shape[-2] - taken_off))
-    deviation = jnp.sqrt(variance + EPSILON) if inside else jnp.sqrt(variance) + EPSILON
-    return (centred / deviation).reshape(values.shape)
+    return Scale(mean, jnp.sqrt(variance + EPSILON) if inside else jnp.sqrt(variance) + EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +77,50 @@ class Target:
             raise ValueError(f'standardise must be one of {STANDARDISE}; got {self.standardise!r}.')
 
     def __call__(self, values: Float[Array, 'b n v'], modality: Modality) -> Float[Array, 'b n v']:
+        values = self._asked(values, modality)
+        if self.standardise == 'none':
+            return values
+        groups = self._groups(modality)
+        mean, deviation = scale_of(values, groups, self.convention)
+        return ((values.reshape(*values.shape[:-1], -1, groups) - mean) / deviation).reshape(values.shape)
+
+    def plain(self, values: Float[Array, 'b n v'], modality: Modality) -> Float[Array, 'b n v']:
+        """What is asked for but for its standardisation, in the units of the input."""
+        return self._as_input(self._asked(values, modality))
+
+    def restore(
+        self, predicted: Float[Array, 'b n v'], values: Float[Array, 'b n v'], modality: Modality
+    ) -> Float[Array, 'b n v']:
+        """Predictions in the units of the input; standardised ones get mean and deviation of the true patches."""
+        predicted = predicted.astype(jnp.float32)
+        if self.standardise != 'none':
+            groups = self._groups(modality)
+            mean, deviation = scale_of(self._asked(values, modality), groups, self.convention)
+            predicted = (predicted.reshape(*values.shape[:-1], -1, groups) * deviation + mean).reshape(values.shape)
+        return self._as_input(predicted)
+
+    def _groups(self, modality: Modality) -> int:
+        return CHANNELS[modality] if self.standardise == 'channel' else 1
+
+    def _asked(self, values: Float[Array, 'b n v'], modality: Modality) -> Float[Array, 'b n v']:
+        """Before they are standardised."""
         if self.rgb_mean is not None:
             if CHANNELS[modality] != 3:
                 raise ValueError(f'rgb_mean is for pictures, and {modality} has no colours: leave it out.')
-            pixels = values.reshape(*values.shape[:-1], -1, 3)
-            mean, std = (jnp.asarray(x, values.dtype).reshape(1, 1, 1, 3) for x in (self.rgb_mean, self.rgb_std))
-            values = (pixels * std + mean).reshape(values.shape)
+            mean, std = self._rgb(values)
+            values = (values.reshape(*values.shape[:-1], -1, 3) * std + mean).reshape(values.shape)
         if self.grayscale:
             if CHANNELS[modality] != 3:
                 raise ValueError(f'grayscale targets need colours, which {modality} has not: set grayscale=False.')
             values = patches.to_grayscale(values)
-        if self.standardise == 'none':
+        return values
+
+    def _as_input(self, values: Float[Array, 'b n v']) -> Float[Array, 'b n v']:
+        if self.rgb_mean is None:
             return values
-        groups = CHANNELS[modality] if self.standardise == 'channel' else 1
-        return standardise(values, groups, self.convention)
+        mean, std = self._rgb(values)
+        return ((values.reshape(*values.shape[:-1], -1, 3) - mean) / std).reshape(values.shape)
+
+    def _rgb(self, values: Float[Array, 'b n v']) -> tuple[Array, Array]:
+        mean, std = (jnp.asarray(x, values.dtype).reshape(1, 1, 1, 3) for x in (self.rgb_mean, self.rgb_std))
+        return mean, std

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -123,9 +124,9 @@ def table(imported: Imported) -> str:
     for fate in (found := fates(imported)):
         key = (
             fate.fate,
-            ' + '.join(map(_without_numbers, fate.theirs)) or '-',
+            _together([_without_numbers(name) for name in fate.theirs]),
             str(fate.shape or ''),
-            ' + '.join(re.sub(r'layer_\d+', 'layer_*', name) for name in fate.ours) or '-',
+            _together([re.sub(r'layer_\d+', 'layer_*', name) for name in fate.ours]),
             str(fate.our_shape or '') if fate.our_shape != fate.shape else '',
         )
         merged[key] = merged.get(key, 0) + 1
@@ -141,3 +142,14 @@ def table(imported: Imported) -> str:
 
 def _without_numbers(name: str) -> str:
     return re.sub(r'(?<=[._/])\d+(?=[._/])|layer_\d+', '*', name)
+
+
+def _together(names: Sequence[str]) -> str:
+    """Several names as one: block.(query + key + value).weight."""
+    if len(names) < 2:
+        return names[0] if names else '-'
+    start = os.path.commonprefix(list(names))
+    start = start[: max(start.rfind('.'), start.rfind('/')) + 1]
+    end = os.path.commonprefix([name[len(start) :][::-1] for name in names])[::-1]
+    end = end[min((i for i in (end.find('.'), end.find('/')) if i >= 0), default=len(end)) :]
+    return f'{start}({" + ".join(name[len(start) : len(name) - len(end)] for name in names)}){end}'

@@ -21,8 +21,8 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.sizes import Architecture, Size
 from avmae_jax.structs import Modality
 from avmae_jax.weights import files
-from avmae_jax.weights.huggingface import HEAD, Made, keyless, linear_rows, norm_rows, reshape_all, silent_head
-from avmae_jax.weights.imported import Imported
+from avmae_jax.weights.huggingface import Made, keyless, linear_rows, norm_rows, reshape_all
+from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import load_rows, row
 from avmae_jax.weights.table import Arrays, Row, chain, few, join_columns, permute, reshape
 

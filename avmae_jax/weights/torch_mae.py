@@ -28,7 +28,6 @@ from avmae_jax.models.tokenizers import AudioTokenizer, ImageTokenizer
 from avmae_jax.structs import Modality
 from avmae_jax.weights import torch_blocks
 from avmae_jax.weights.huggingface import (
-    HEAD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Made,
@@ -40,7 +39,7 @@ from avmae_jax.weights.huggingface import (
     position_rows,
     token_row,
 )
-from avmae_jax.weights.imported import Imported
+from avmae_jax.weights.imported import HEAD, Imported
 from avmae_jax.weights.table import Arrays, Row
 from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, Given, Source
 

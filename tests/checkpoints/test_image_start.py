@@ -11,7 +11,7 @@ from avmae_jax.models.blocks import Compute
 from avmae_jax.models.bottleneck import MBT
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.decoders import SharedDecoder
-from avmae_jax.models.encoders import ENCODERS
+from avmae_jax.models.encoders import ENCODERS, SharedEncoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, ImageTokenizer, VideoTokenizer
 from avmae_jax.objectives import Objective, Reconstruction
@@ -132,6 +132,57 @@ def test_positions_are_resized_on_their_grid_and_the_same_at_every_moment(token)
     assert 'tokenizers_audio/positions/table' in report.names(RESIZED)
     assert 'tokenizers_video/positions/table' in report.names(INFLATED)
     assert ('tokenizers_image/class_token' in report.names(LEFT_OVER)) == (not token)
+
+
+@pytest.mark.parametrize('theirs', [1, 2])
+@pytest.mark.parametrize('ours', [1, 2])
+def test_tokens_in_front_keep_their_places_when_positions_are_resized(ours, theirs):
+    sounds = np.zeros((2, 10, 8), np.float32)
+    fields = [LEARNED | {'distillation_token': count == 2, 'stride': (1, 2)} for count in (ours, theirs)]
+    tokenizer, source_tokenizer = (AudioTokenizer((2, 2), **each) for each in fields)
+    small = Classifier({'audio': source_tokenizer}, SharedEncoder(SIZE, LOOP), {'label': 5}, pooling='token')
+    source = made_up(jax.eval_shape(small.init, jax.random.key(0), {'audio': SOUND})['params'], seed=4)
+    model = Classifier({'audio': tokenizer}, SharedEncoder(SIZE, LOOP), {'label': 5}, pooling='token')
+    fresh = made_up(jax.eval_shape(model.init, jax.random.key(0), {'audio': sounds})['params'], seed=5)
+    params, report = transfer(
+        fresh,
+        source,
+        tokenizers=model.tokenizers,
+        source_tokenizers=small.tokenizers,
+        grids=model.grids({'audio': sounds}),
+        source_grids=small.grids({'audio': SOUND}),
+    )
+    assert model.grids({'audio': sounds}) == {'audio': (9, 4)} and small.grids({'audio': SOUND}) == {'audio': (5, 3)}
+    table, old, new = (np.asarray(x['tokenizers_audio']['positions']['table']) for x in (params, source, fresh))
+    shared = min(ours, theirs)
+    np.testing.assert_array_equal(table[:shared], old[:shared])
+    np.testing.assert_array_equal(table[shared:ours], new[shared:ours])
+    close(table[ours:], resize_table(old[theirs:], (5, 3), (9, 4)))
+    left = 'tokenizers_audio/distillation_token' in report.names(LEFT_OVER)
+    assert left == (theirs > ours) and report.names(RESIZED) == ['tokenizers_audio/positions/table']
+
+
+def test_tokens_in_front_without_a_position_take_it_with_them():
+    placed = AudioTokenizer((2, 2), **LEARNED, distillation_token=True)
+    bare = AudioTokenizer((2, 2), 'learned', class_token=True, distillation_token=True)
+    models = [
+        Classifier({'audio': t}, SharedEncoder(SIZE, LOOP), {'label': 5}, pooling='token') for t in (placed, bare)
+    ]
+    source, fresh = (
+        made_up(jax.eval_shape(m.init, jax.random.key(0), {'audio': SOUND})['params'], seed=i)
+        for i, m in enumerate(models)
+    )
+    grids = models[0].grids({'audio': SOUND})
+    params, report = transfer(
+        fresh,
+        source,
+        tokenizers=models[1].tokenizers,
+        source_tokenizers=models[0].tokenizers,
+        grids=grids,
+        source_grids=grids,
+    )
+    assert len(report.names(MERGED)) == 2
+    close(tokens_of(models[1], params, 'audio', SOUND), tokens_of(models[0], source, 'audio', SOUND))
 
 
 def test_fixed_positions_have_no_use_for_learned_ones():

@@ -42,6 +42,16 @@ def test_pixels_are_brought_back_to_what_they_were_before_their_normalisation():
         Target(rgb_mean=mean)
 
 
+@pytest.mark.parametrize(
+    'fields', [{}, {'convention': 'mae'}, {'rgb_mean': (0.4, 0.5, 0.6), 'rgb_std': (0.2, 0.3, 0.1)}]
+)
+@pytest.mark.parametrize('kind', ['none', 'patch', 'channel'])
+def test_an_answer_that_is_right_is_restored_to_what_was_asked(kind, fields):
+    target = Target(kind, **fields)
+    np.testing.assert_allclose(target.plain(CUT, 'video'), CUT, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(target.restore(target(CUT, 'video'), CUT, 'video'), CUT, rtol=1e-4, atol=1e-4)
+
+
 def test_a_flat_patch_does_not_become_infinite():
     assert not np.any(Target('patch')(np.ones((1, 1, 12), np.float32), 'video'))
 
