@@ -197,7 +197,9 @@ def open_data(config: settings.Config, imported: Imported, name: str) -> tuple[M
         source = experiment.open_train_sources(config)
         check_classes(imported, source)
         return source, experiment.dataset_digest(source)
-    described = Described(name, NUM_CLIPS, image='image' in config, clip_seconds=None, conventions=())
+    described = Described(
+        name, NUM_CLIPS, image={'image', 'audio'} & set(config) == {'image'}, clip_seconds=None, conventions=()
+    )
     if isinstance(imported.model, Classifier):
         count = imported.model.num_classes[HEAD]
         names = tuple(imported.classes or (f'class {i}' for i in range(count)))

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from avmae_jax import experiment
+from avmae_jax import convert, experiment, settings
 from avmae_jax.models.autoencoder import MaskedAutoencoder
 from avmae_jax.models.blocks import Compute
 from avmae_jax.structs import Mask
 from avmae_jax.weights.formats import FORMATS
 from avmae_jax.weights.imported import table
 from avmae_jax.weights.table import apply_rows, flatten
+from configs.pretrain import audioset
 
 torch = pytest.importorskip('torch', reason="torch is of the extra `interop`: pip install 'avmae_jax[interop]'")
 from tests.weights import torch_models as theirs  # noqa: E402  It imports torch.
@@ -86,7 +87,7 @@ def as_theirs(modality, x):
 def test_an_mae_encodes_and_decodes_as_theirs(tmp_path, kind, positions, compute):
     modality, shape, patch, channels, grid, given = MAES[kind]
     num_tokens = grid[0] * grid[1]
-    model = theirs.randomised(theirs.MAE(num_tokens, patch, channels))
+    model = theirs.randomised(theirs.MAE(num_tokens, patch, channels), small=('patch_', 'cls_', 'pos_'))
     if positions == 'fixed':
         with torch.no_grad():
             model.pos_embed.copy_(sincos_2d(*grid, 12))
@@ -218,7 +219,7 @@ def test_the_stride_of_the_published_ast_follows_from_its_positions():
 
 @pytest.mark.parametrize('pooling, distilled', [('mean', True), ('token', False)])
 def test_a_finetuned_ssast_scores_as_theirs(tmp_path, pooling, distilled):
-    model = theirs.randomised(theirs.AST(15, (4, 5), (3, 3), distilled, mean=pooling == 'mean'))
+    model = theirs.randomised(theirs.AST(15, (4, 5), (3, 3), distilled, mean=pooling == 'mean'), small=('v.norm',))
     given = {'audio': '17x12', 'stride': '3', 'pooling': pooling, **HEADS}
     imported = read('ssast', model, tmp_path, given, wrap=parallel)
     inputs = drawn('audio', (17, 12))
@@ -288,7 +289,8 @@ def test_cavmae_encodes_and_decodes_as_theirs(tmp_path):
 
 
 def test_a_finetuned_cavmae_scores_as_theirs_with_both_modalities_and_with_one(tmp_path):
-    model = theirs.randomised(theirs.CAVMAE(CAV_PLACES, CAV_PATCH, classes=5))
+    small = ('patch_embed', 'pos_embed', 'modality', 'norm')
+    model = theirs.randomised(theirs.CAVMAE(CAV_PLACES, CAV_PATCH, classes=5), small=small)
     imported = read('cavmae', model, tmp_path, {**CAV_GIVEN, **HEADS}, wrap=parallel)
     ours, x = cav_inputs()
     for modalities in (['image', 'audio'], ['audio'], ['image']):
@@ -303,6 +305,27 @@ def test_modalities_that_have_grown_apart_are_no_cavmae_again(tmp_path):
     ours['decoder/filler_audio/mask_token'] = ours['decoder/filler_audio/mask_token'] + 1
     with pytest.raises(ValueError, match='mask_token.*they have grown apart'):
         apply_rows([row.reverse() for row in imported.rows], ours)
+
+
+def test_a_cavmae_becomes_a_run(tmp_path):
+    torch.save(theirs.randomised(theirs.CAVMAE(CAV_PLACES, CAV_PATCH)).state_dict(), tmp_path / 'weights.pth')
+    config = audioset.get_config('size=Ti,modalities=image+audio')
+    small = {'image.short_side': 15, 'image.crop_size': 15, 'data.num_workers': 0, 'model.compute.dtype': 'float32'}
+    config.update_from_flattened_dict({**small, 'batch_size': 8})
+    given = {**CAV_GIVEN, **BOTH_HEADS}
+    with pytest.raises(
+        ValueError, match=r'trained on image of shape \(15, 10, 3\), and the config gives \(15, 15, 3\)'
+    ):
+        convert.convert('cavmae', tmp_path / 'weights.pth', tmp_path / 'run', settings.to_plain(config), given=given)
+    square = theirs.randomised(theirs.CAVMAE({**CAV_PLACES, 'v': 9}, CAV_PATCH))
+    torch.save(square.state_dict(), tmp_path / 'weights.pth')
+    del given['image']
+    convert.convert('cavmae', tmp_path / 'weights.pth', tmp_path / 'run', settings.to_plain(config), given=given)
+    restored = experiment.restore_model(tmp_path / 'run')
+    audio = drawn('audio', CAV_SHAPES['audio'])
+    alone = restored.model.apply({'params': restored.params}, audio, method='encode')
+    wanted = square.encode({'a': torch.from_numpy(audio['audio'])})['a']
+    close(alone['audio'], in_our_order(wanted))
 
 
 # -- What does not fit --

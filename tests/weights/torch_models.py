@@ -10,14 +10,19 @@ from torch.nn import functional
 torch.set_num_threads(1)
 
 
-def randomised(model, seed=0, keep=()):
-    """The model in evaluation with random numbers, norms around 1; names that start with one of `keep` stay."""
+def randomised(model, seed=0, small=()):
+    """The model in evaluation with random numbers, norms around 1.
+
+    Names that start with one of `small` are near zero: what comes behind lets a LayerNorm show what it adds to the
+    variance.
+    """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.is_floating_point() and not name.startswith(tuple(keep)):
+            if parameter.is_floating_point():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
                 parameter.add_(1.0 if 'norm' in name and name.endswith('weight') else 0.0)
+                parameter.mul_(1e-3 if name.startswith(tuple(small)) else 1.0)
     return model.eval()
 
 
