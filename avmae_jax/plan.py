@@ -4,11 +4,13 @@
     python -m avmae_jax.plan --config=configs/pretrain/audioset.py:size=L --topology=v5e:16x16 --num_slices=2 \
         --config.parallel.replica=32 --price=1.2 --output=plan
     python -m avmae_jax.plan --config=configs/pretrain/audioset.py:size=L --topology=v5e:8x8 --search
+    python -m avmae_jax.plan --config=configs/pretrain/audioset.py:size=L --topology=h200:4x8 \
+        --config.parallel.replica=4
 
 The step is the one that `python -m avmae_jax.train` would compile there, and the compiler is the TPU's own (`pip
-install 'avmae_jax[plan]'`); neither a TPU nor data is needed. Without config.data.path, a dataset of the catalogue is
-taken that the config's file is named after, or --num_clips clips. --output gets plan.json and plan.png, and with
---search search.json.
+install 'avmae_jax[plan]'`) or, for hosts x GPUs, jax's for NVIDIA (`'avmae_jax[cuda]'`); neither a TPU, nor a GPU, nor
+data is needed. Without config.data.path, a dataset of the catalogue is taken that the config's file is named after, or
+--num_clips clips. --output gets plan.json and plan.png, and with --search search.json.
 
 Exit codes: 0 it fits; 1 it does not; 2 a setting is wrong.
 """
@@ -225,7 +227,7 @@ class Planner:
 
     def search(self, max_compiles: int) -> list[result.Plan]:
         """The layouts that were compiled, the best first."""
-        spread = search.meshes(len(self.topology.devices), self.topology.num_slices, rules.RULES)
+        spread = search.meshes(len(self.topology.devices), self.topology.num_islands, rules.RULES)
         return search.search(
             search.layouts(spread, self.config['batch_size']),
             bound=self.bound,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class FilesSource:
     A clip's id is the path of its file; it has no labels.
 
     Attributes:
-      paths: of the files that can be read, one a clip; bytes that are no text are escaped, so that it can be printed.
+      rows: of the clips that can be read, in order.
+      paths: of their files, one a clip; bytes that are no text are escaped, so that it can be printed.
       failures: of the files left out (outcome 'skipped'), and of those that are not whole: 'filled' where a modality
         is not there, 'kept' otherwise. `describe` makes lines of them.
     """
@@ -46,11 +47,12 @@ class FilesSource:
         self,
         records: sources.ShardedSource,
         numbers: Sequence[int],
-        paths: Sequence[str],
+        rows: Sequence[clips.ClipRow],
         failures: Sequence[Failure],
     ):
         self.info = records.info
-        self.paths = tuple(paths)
+        self.rows = tuple(rows)
+        self.paths = tuple(clips.printable(row.path) for row in rows)
         self.failures = tuple(failures)
         self._records = records
         self._numbers = tuple(numbers)  # Of the record of each clip.
@@ -84,14 +86,31 @@ def open_files(
     """
     if not paths:
         raise ValueError('no files are given: --files a.mp4 b.wav')
+    rows = [clips.ClipRow(clips.printable(str(path)), str(path), 0.0, None, {}) for path in paths]
+    with open_clips(rows, info, modalities, num_workers) as source:
+        yield source
+
+
+@contextlib.contextmanager
+def open_clips(
+    rows: Sequence[clips.ClipRow],
+    info: DatasetInfo,
+    modalities: Collection[Modality] | None = None,
+    num_workers: int | None = None,
+    on_clip: Callable[[], Any] | None = None,
+) -> Iterator[FilesSource]:
+    """The same for spans of files.
+
+    Args:
+      on_clip: called for each clip that was read, or could not be; without it a progress bar is shown.
+    """
     modalities = tuple(info.modalities if modalities is None else modalities)
     settings = settings_of(info)
     if not any(_has(dict.fromkeys(info.modalities, True), modality) for modality in modalities):
         raise ValueError(f'the model takes {sorted(modalities)} and clips of {info.name} hold {list(info.modalities)}.')
-    rows = [clips.ClipRow(clips.printable(str(path)), str(path), 0.0, None, {}) for path in paths]
     num_workers = min(len(rows), usable_cores() if num_workers is None else num_workers)
     with tempfile.TemporaryDirectory(prefix='avmae-files-') as folder:
-        tasks, done = _prepare(Path(folder), rows, settings, num_workers)
+        tasks, done = _prepare(Path(folder), rows, settings, num_workers, on_clip)
         yield _source(Path(folder), tasks, done, info, modalities)
 
 
@@ -128,7 +147,11 @@ def describe(failure: Failure) -> str:
 
 
 def _prepare(
-    folder: Path, rows: Sequence[clips.ClipRow], settings: clips.Settings, num_workers: int
+    folder: Path,
+    rows: Sequence[clips.ClipRow],
+    settings: clips.Settings,
+    num_workers: int,
+    on_clip: Callable[[], Any] | None,
 ) -> tuple[list[shards.ShardTask], list[shards.RowDone]]:
     """Shards of the files in their order, and what became of each."""
     (folder / shards.STATE_FOLDER).mkdir()
@@ -139,11 +162,12 @@ def _prepare(
         for i, part in enumerate(parts)
     ]
     done: dict[str, list[shards.RowDone]] = {task.file: [] for task in tasks}
-    with progress(len(rows), what='reading', unit='files') as bar:
+    with contextlib.ExitStack() as stack:
+        update = on_clip or stack.enter_context(progress(len(rows), what='reading', unit='files')).update
 
         def on_row(task: shards.ShardTask, row: shards.RowDone) -> None:
             done[task.file].append(row)
-            bar.update()
+            update()
 
         workers.run_tasks(tasks, num_workers, on_row)
     return tasks, [row for task in tasks for row in done[task.file]]
@@ -160,20 +184,20 @@ def _source(
         tfrecord.TFRecordFile(folder / task.file, tfrecord.read_index(folder / f'{task.file}.index')) for task in tasks
     ]
     numbers: list[int] = []
-    paths: list[str] = []
+    useful_rows: list[clips.ClipRow] = []
     failures: list[Failure] = []
     number = 0
     for row, result in zip([row for task in tasks for row in task.rows], done, strict=True):
         useful = any(_has(result.has, modality) for modality in modalities)
         if useful:
             numbers.append(number)
-            paths.append(row.id)
+            useful_rows.append(row)
             failures += result.failures
         else:
             # What was filled for the dataset is all that this model would have looked at.
             failures += [f._replace(outcome='skipped') if f.outcome == 'filled' else f for f in result.failures]
         number += result.num_bytes > 0
-    return FilesSource(sources.ShardedSource(written, schema.read_clip, info, SPLIT), numbers, paths, failures)
+    return FilesSource(sources.ShardedSource(written, schema.read_clip, info, SPLIT), numbers, useful_rows, failures)
 
 
 def _has(has: Mapping[Modality, bool], modality: Modality) -> bool:

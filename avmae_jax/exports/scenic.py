@@ -9,22 +9,18 @@ there is refused: whether it has one is found out by rebuilding it from the conf
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from avmae_jax.exports import folder as folders
-from avmae_jax.exports.trained import Trained
+from avmae_jax.exports.trained import Trained, difference
 from avmae_jax.models.bottleneck import MBT
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.structs import JOINT_ORDER, Modality
 from avmae_jax.weights import scenic_avmae, scenic_config, scenic_files, scenic_mbt
 from avmae_jax.weights.scenic_avmae import SCENIC_NAMES
-
-# How a model is computed and trained is not in its config there, or not by the same name.
-NOT_COMPARED = ('compute', 'drop_path', 'inpainting_positions', 'name', 'parent')
 
 
 def write(folder: epath.Path, trained: Trained, dtype: str) -> None:
@@ -148,19 +144,3 @@ def _their(ours: Mapping[str, str], name: str) -> str:
 def _strategy(classes: Mapping[str, type], names: Mapping[str, str], module: Any) -> str:
     (name,) = (name for name, kind in classes.items() if kind is type(module))
     return _their(names, name)
-
-
-def difference(ours: Any, theirs: Any, where: str = 'model') -> str:
-    """The first setting in which two modules differ, or ''."""
-    if dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
-        for field in dataclasses.fields(ours):
-            if field.name not in NOT_COMPARED:
-                found = difference(getattr(ours, field.name), getattr(theirs, field.name), f'{where}.{field.name}')
-                if found:
-                    return found
-        return ''
-    if where == 'model.num_classes':  # What a head is called is not told.
-        ours, theirs = list(ours.values()), list(theirs.values())
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping) and set(ours) == set(theirs):
-        return next(filter(None, (difference(ours[name], theirs[name], f'{where}.{name}') for name in ours)), '')
-    return '' if ours == theirs else f'{where} is {ours!r}, and there it is {theirs!r}'

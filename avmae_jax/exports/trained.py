@@ -50,6 +50,13 @@ class Trained(NamedTuple):
         """Those that the model knows, in the order of `structs.JOINT_ORDER`."""
         return [m for m in self.view.parts if m in self.model.tokenizers]
 
+    def alone(self, modality: Modality) -> Trained:
+        """The same model, shown one of its modalities and no other."""
+        if modality not in self.modalities:
+            raise ValueError(f'--modality={modality} is none of {", ".join(self.modalities)}.')
+        part: Any = {modality: self.view.parts[modality]}
+        return self._replace(view=View(**part))
+
     @property
     def heads(self) -> dict[str, int]:
         """Head -> classes; {} for an autoencoder."""
@@ -90,6 +97,28 @@ def cast(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
     if dtype not in DTYPES:
         raise ValueError(f'--dtype={dtype} is none of {", ".join(DTYPES)}.')
     return {name: array.astype(DTYPES[dtype]) for name, array in arrays.items()}
+
+
+# -- Whether another library has the same model --
+
+# How a model is computed and trained is not told by others, or not by the same name.
+NOT_COMPARED = ('compute', 'drop_path', 'inpainting_positions', 'name', 'parent')
+
+
+def difference(ours: Any, theirs: Any, where: str = 'model') -> str:
+    """The first setting in which two modules differ, or ''."""
+    if dataclasses.is_dataclass(ours) and type(ours) is type(theirs):
+        for field in dataclasses.fields(ours):
+            if field.name not in NOT_COMPARED:
+                found = difference(getattr(ours, field.name), getattr(theirs, field.name), f'{where}.{field.name}')
+                if found:
+                    return found
+        return ''
+    if where == 'model.num_classes':  # What a head is called is not told.
+        ours, theirs = list(ours.values()), list(theirs.values())
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping) and set(ours) == set(theirs):
+        return next(filter(None, (difference(ours[name], theirs[name], f'{where}.{name}') for name in ours)), '')
+    return '' if ours == theirs else f'{where} is {ours!r}, and there it is {theirs!r}'
 
 
 # -- How clips come to it, for people and for those who rebuild it --

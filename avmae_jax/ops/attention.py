@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +35,17 @@ def pick_implementation(implementation: str, dtype: jnp.dtype, num_tokens: int, 
     half = dtype in (jnp.bfloat16, jnp.float16)
     if not half or head_width % 8 or head_width > 128 or platform not in ('gpu', 'cuda'):
         return 'xla'
+    if jax.default_backend() != 'gpu':  # A plan, which asks for GPUs that have it.
+        return 'cudnn' if _cudnn_is_installed() else 'xla'
     capability = getattr(jax.local_devices()[0], 'compute_capability', None)  # 'None' on AMD.
     return 'cudnn' if capability and float(capability) >= 8.0 else 'xla'
+
+
+def _cudnn_is_installed() -> bool:
+    try:
+        return importlib.util.find_spec('nvidia.cudnn') is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def target_platform() -> str:
@@ -67,8 +78,7 @@ def self_attention(qkv: Float[Array, 'b n h 3 e'], implementation: str = 'auto')
     """Every token looks at every token; no mask, because hidden tokens are simply not there."""
     picked = pick_implementation(implementation, qkv.dtype, qkv.shape[1], qkv.shape[-1])
     if picked == 'cudnn':
-        query, key, value = (qkv[:, :, :, i] for i in range(3))
-        return jax.nn.dot_product_attention(query, key, value, implementation='cudnn')
+        return of_jax(qkv, 'cudnn')
     if picked == 'splash':
         return on_each_device(_splash, qkv)
     # One transposition for all three, and, in the gradient, one concatenation.
@@ -77,6 +87,18 @@ def self_attention(qkv: Float[Array, 'b n h 3 e'], implementation: str = 'auto')
     logits = jnp.einsum('bhne,bhme->bhnm', query, key, preferred_element_type=jnp.float32)
     weights = softmax(logits * qkv.shape[-1] ** -0.5).astype(value.dtype)
     return jnp.einsum('bhnm,bhme->bhne', weights, value).transpose(0, 2, 1, 3)
+
+
+def of_jax(qkv: Float[Array, 'b n h 3 e'], implementation: Literal['cudnn', 'xla']) -> Float[Array, 'b n h e']:
+    """jax's own attention. cuDNN's trains on sequences of even length alone, so an odd one gets a token nobody sees."""
+    num_tokens = qkv.shape[1]
+    odd = num_tokens % 2
+    query, key, value = (jnp.pad(qkv[:, :, :, i], ((0, 0), (0, odd), (0, 0), (0, 0))) for i in range(3))
+    seen = jnp.full(qkv.shape[0], num_tokens, jnp.int32) if odd else None
+    out = jax.nn.dot_product_attention(
+        query, key, value, query_seq_lengths=seen, key_value_seq_lengths=seen, implementation=implementation
+    )
+    return out[:, :num_tokens]
 
 
 def _splash(qkv: Float[Array, 'b n h 3 e']) -> Float[Array, 'b n h e']:

@@ -23,7 +23,8 @@ ASSUMPTIONS = (
     'Computing, HBM and those collectives that the compiler runs beside computing hide each other perfectly: the '
     'slowest of the three counts. The other collectives add up.',
     'A collective uses the links along the dimensions of the torus that its devices span, in both directions, and '
-    'nothing else is on them; between slices, the share of a chip in the network of its host.',
+    'nothing else is on them; GPUs of a host, their switch; between slices, or hosts with GPUs, the share of a chip in '
+    'the network of its host.',
     'The input path keeps up, and nothing is evaluated or saved.',
 )
 
@@ -118,14 +119,14 @@ class Traffic:
       array_bytes: of a step, over all of them: see `hlo.Collective`.
       wire_bytes: what each device sends in a step.
       seconds: of a step.
-      between_slices: whether they cross the network between slices.
+      apart: whether they cross the network between slices of TPUs, or hosts with GPUs.
     """
 
     kind: str
     dtype: str
     group_size: int
     overlapped: bool
-    between_slices: bool
+    apart: bool
     times: int
     array_bytes: int
     wire_bytes: float
@@ -142,8 +143,7 @@ def traffic(found: Sequence[hlo.Collective], devices: Sequence[Any], topology: T
     for each in found:
         group = [devices[i] for i in each.group]
         bandwidth, latency = topology.reach(group)
-        between = len({getattr(device, 'slice_index', None) for device in group}) > 1
-        key = (each.kind, each.dtype, len(group), each.overlapped, between)
+        key = (each.kind, each.dtype, len(group), each.overlapped, topology.apart(group))
         row = table.setdefault(key, [0, 0, 0.0, 0.0])
         for i, value in enumerate((1, each.array_bytes, each.wire_bytes, each.wire_bytes / bandwidth + latency)):
             row[i] += each.times * value

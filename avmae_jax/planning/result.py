@@ -130,7 +130,7 @@ def text(plan: Plan) -> str:
     head = ['collective', 'dtype', 'devices', 'times', 'MiB', 'beside computing', 'network', 'ms']
     table = [
         [row.kind, row.dtype, str(row.group_size), str(row.times), f'{row.array_bytes / 2**20:.1f}',
-         'yes' if row.overlapped else 'no', 'between slices' if row.between_slices else 'links',
+         'yes' if row.overlapped else 'no', 'between hosts' if row.apart else 'links',
          f'{row.seconds * 1e3:.2f}']
         for row in plan.collectives
     ]  # fmt: skip

@@ -12,22 +12,23 @@ MAX_GROUP = 64  # Chips that share one copy of the state: beyond it shards get t
 
 
 def meshes(
-    num_chips: int, num_slices: int, rules: Mapping[str, Mapping[str, str]], max_model: int = 8
+    num_chips: int, num_islands: int, rules: Mapping[str, Mapping[str, str]], max_model: int = 8
 ) -> Iterator[tuple[str, dict[str, int]]]:
     """(rules, mesh) of every sensible way to spread a state over so many chips.
 
     Args:
+      num_islands: slices of TPUs or hosts with GPUs; over the network between them a state is not split.
       rules: name -> dimension -> mesh axis, see `parallel/rules.py`.
       max_model: the most chips to split a layer over.
     """
     for name, table in rules.items():
         axes = set(table.values())
-        models = _powers(min(max_model, num_chips // num_slices), 2) if 'model' in axes else [1]
+        models = _powers(min(max_model, num_chips // num_islands), 2) if 'model' in axes else [1]
         for model in models:
             rest = num_chips // model
-            whole_slice = rest // num_slices
-            shards = [each for each in _powers(min(MAX_GROUP, whole_slice), 4) if 'data' in axes] or [1]
-            for data in shards if 'data' in axes else [whole_slice]:
+            whole_island = rest // num_islands
+            shards = [each for each in _powers(min(MAX_GROUP, whole_island), 4) if 'data' in axes] or [1]
+            for data in shards if 'data' in axes else [whole_island]:
                 if rest % data == 0:
                     yield name, {'replica': rest // data, 'data': data, 'model': model}
 

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from avmae_jax.planning.chips import CHIPS, Chip, chip
+from avmae_jax.planning import gpus
+from avmae_jax.planning.chips import Chip, chip
 
 # What libtpu wants to know of a machine with a TPU; without them it looks around, and complains.
 LIBTPU_SETTINGS = {
@@ -26,7 +27,7 @@ LIBTPU_SETTINGS = {
 # A v4 has two cores that work as one, as those of later chips do by themselves.
 TOPOLOGY_SETTINGS = {'v4': {'chip_config_name': 'megacore'}}
 
-EXAMPLES = 'v5e:4x4, v5e:16x16, v5p:4x4x8, v6e:8x8'
+EXAMPLES = 'v5e:4x4, v5e:16x16, v5p:4x4x8, v6e:8x8, h200:8, h200:4x8'
 HOP_SECONDS = 1e-6  # From a chip to its neighbour (Austin et al., How to Scale Your Model, 2025, chapter 2).
 NETWORK_SECONDS = 20e-6  # From host to host and back; assumed.
 
@@ -37,7 +38,7 @@ class Topology:
 
     Attributes:
       name: 'v5e:16x16'.
-      shape: of one slice: chips along each dimension of its torus.
+      shape: of one slice: chips along each dimension of its torus; of GPUs hosts, and chips of each.
       num_slices: that are joined by the slower network between hosts.
       devices: one for each chip, to compile for; slice by slice.
     """
@@ -50,21 +51,31 @@ class Topology:
 
     @property
     def num_hosts(self) -> int:
+        if not self.chip.torus_dims:
+            return self.shape[0]
         return max(1, math.ceil(len(self.devices) / self.chip.host_chips))
 
     @property
-    def slice_chips(self) -> int:
-        return len(self.devices) // self.num_slices
+    def num_islands(self) -> int:
+        """Groups of chips with links of their own: slices of TPUs, hosts with GPUs."""
+        return self.num_slices if self.chip.torus_dims else self.num_hosts
+
+    def apart(self, group: Sequence[Any]) -> bool:
+        """Whether some of these devices reach each other over the network between hosts or slices alone."""
+        place = 'slice_index' if self.chip.torus_dims else 'process_index'
+        return len({getattr(device, place, None) or 0 for device in group}) > 1
 
     def reach(self, group: Sequence[Any]) -> tuple[float, float]:
         """(bytes/s, seconds): how fast each of a group of devices gets what the others have, and after what delay.
 
         The links along the dimensions in which the group's members differ are used at once: two where the dimension
-        is a ring and the group all of it, one where it is a line. Between slices everything waits for the network.
+        is a ring and the group all of it, one where it is a line. Between slices everything waits for the network, and
+        so it does between hosts with GPUs, which a switch joins within a host.
         """
-        slices = {getattr(device, 'slice_index', None) or 0 for device in group}
-        if len(slices) > 1:
+        if self.apart(group):
             return self.chip.network_bandwidth, NETWORK_SECONDS
+        if not self.chip.torus_dims:
+            return self.chip.link_bandwidth, HOP_SECONDS
         bandwidth, hops = 0.0, 0
         for dim, whole in enumerate(self.shape):
             extent = len({device.coords[dim] for device in group})
@@ -83,10 +94,13 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     kind = chip(found[1])
     shape = tuple(int(size) for size in found[2].split('x'))
     if not kind.torus_dims:
-        raise ValueError(
-            f'--topology={name!r}: programs for NVIDIA GPUs are not compiled without one; of {found[1]} only the '
-            f'figures are known. TPUs are: {", ".join(each for each in CHIPS if CHIPS[each].torus_dims)}.'
-        )
+        if len(shape) > 2 or not 1 <= shape[-1] <= kind.host_chips:
+            raise ValueError(
+                f'--topology={name!r}: of {found[1]} give chips of one host, such as {found[1]}:{kind.host_chips}, or '
+                f'hosts and chips of each, such as {found[1]}:4x{kind.host_chips}; a host has at most '
+                f'{kind.host_chips}.'
+            )
+        return kind, (1, *shape)[-2:]
     if len(shape) != kind.torus_dims:
         raise ValueError(
             f'--topology={name!r}: chips of {found[1]} lie in {kind.torus_dims} dimensions, not {len(shape)}; such as '
@@ -96,23 +110,40 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def describe(name: str, num_slices: int = 1) -> Topology:
-    """The topology of so many TPU slices; nothing of it need be here but the compiler.
+    """The topology of so many TPU slices, or of hosts with GPUs; nothing of it need be here but the compiler.
 
     Call it before jax uses a device: from then on jax uses the CPU of this machine.
     """
     kind, shape = parse(name)
     if num_slices < 1:
         raise ValueError(f'--num_slices={num_slices} must be at least 1.')
+    jax.config.update('jax_platforms', 'cpu')
+    if kind.torus_dims:
+        platform, settings = 'tpu', _describe_tpu(name, num_slices)
+    else:
+        platform, settings = 'cuda', _describe_gpu(name, kind, shape, num_slices)
+    try:
+        found = topologies.get_topology_desc(platform=platform, **settings)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise ValueError(f'--topology={name!r}: {error}') from error
+    return Topology(name, kind, shape, num_slices, tuple(found.devices))
+
+
+def _describe_tpu(name: str, num_slices: int) -> dict[str, Any]:
     if importlib.util.find_spec('libtpu') is None:
         raise ValueError("The TPU's compiler is not installed: pip install 'avmae_jax[plan]'.")
-    jax.config.update('jax_platforms', 'cpu')
     for variable, value in LIBTPU_SETTINGS.items():
         os.environ.setdefault(variable, value)
     more: dict[str, Any] = dict(TOPOLOGY_SETTINGS.get(name.partition(':')[0], {}))
     if num_slices > 1:
         more['num_slices'] = num_slices
-    try:
-        found = topologies.get_topology_desc(platform='tpu', topology_name=name, **more)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise ValueError(f'--topology={name!r}: {error}') from error
-    return Topology(name, kind, shape, num_slices, tuple(found.devices))
+    return {'topology_name': name, **more}
+
+
+def _describe_gpu(name: str, kind: Chip, shape: tuple[int, ...], num_slices: int) -> dict[str, Any]:
+    if num_slices > 1:
+        raise ValueError(f'--num_slices={num_slices} is for TPUs; of GPUs write hosts and chips: {name}, {EXAMPLES}.')
+    if not gpus.compiler_is_installed():
+        raise ValueError("The compiler for NVIDIA GPUs is not installed: pip install 'avmae_jax[cuda]'.")
+    hosts, chips = shape
+    return {'topology_name': '', 'target_config': gpus.target_config(kind), 'topology': f'1x{hosts}x{chips}'}

@@ -8,6 +8,7 @@ brings these back first. Reversed (`Row.reverse`) the tables lead from our param
 
     ViTMAEForPreTraining             an autoencoder of images
     VideoMAEForPreTraining           an autoencoder of video
+    VideoMAEModel                    a classifier of video, whose head says nothing
     ViTModel                         a classifier of images, whose head says nothing; its pooler is `representation`
     ViTForImageClassification        the same with its head
     VideoMAEForVideoClassification   a classifier of video
@@ -51,6 +52,7 @@ from avmae_jax.weights.table import (
     constant,
     few,
     join_columns,
+    layers_of,
     permute,
     reshape,
     transpose,
@@ -76,9 +78,8 @@ DEFAULTS['videomae'] = DEFAULTS['vit'] | dict(
     num_frames=16, tubelet_size=2, qv_bias=True, use_mean_pooling=True, decoder_num_attention_heads=6,
     decoder_hidden_size=384, decoder_num_hidden_layers=4, decoder_intermediate_size=1536, norm_pix_loss=True,
 )  # fmt: skip
-DEFAULTS['audio-spectrogram-transformer'] = DEFAULTS['vit'] | dict(
-    frequency_stride=10, time_stride=10, max_length=1024, num_mel_bins=128
-)
+AST = 'audio-spectrogram-transformer'
+DEFAULTS[AST] = DEFAULTS['vit'] | dict(frequency_stride=10, time_stride=10, max_length=1024, num_mel_bins=128)
 
 
 # -- Reading --
@@ -91,6 +92,7 @@ def read(path: epath.PathLike, compute: Compute, given: Mapping[str, str] | None
     try:
         kind = KINDS[config['architectures'][0]]
         arrays = published_names(read_arrays(folder))
+        check_sizes(config, arrays, kind)
         made = kind.build(config, arrays, compute)
         arrays, ignored = without_ignored(arrays, kind.ignored)
         rows = kind.rows(made.model, made.shapes)
@@ -240,6 +242,45 @@ def read_preprocessor(folder: epath.Path, modality: Modality) -> dict[str, Any]:
 
 # -- Models --
 
+MAX_TOKENS = 2**17  # Of a video, whose positions no file tells; VideoMAE has 1,568.
+
+
+def check_sizes(config: Mapping[str, Any], arrays: Arrays, kind: Kind) -> None:
+    """Compares what config.json says with the arrays that tell it too, before memory is taken for any of it."""
+    embeddings, patch = f'{kind.prefix}embeddings', pair(config['patch_size'])
+    shape: tuple[int, ...] = (config['hidden_size'], config['num_channels'], *patch)
+    if kind.model_type == AST:
+        shape = (config['hidden_size'], 1, *patch)
+        axes = ((config['num_mel_bins'], config['frequency_stride']), (config['max_length'], config['time_stride']))
+        tokens = 2 + math.prod((size - patch[0]) // stride + 1 for size, stride in axes)
+    else:
+        tokens = 1 + math.prod(size // part for size, part in zip(pair(config['image_size']), patch, strict=True))
+    if kind.model_type == 'videomae':
+        shape = (*shape[:2], config['tubelet_size'], *patch)
+        tokens = (tokens - 1) * (config['num_frames'] // config['tubelet_size'])
+        if not 0 < tokens <= MAX_TOKENS:
+            raise ValueError(f'{CONFIG_FILE} makes {tokens} tokens of a video, and at most {MAX_TOKENS} are read.')
+    wanted = {f'{embeddings}.patch_embeddings.projection.weight': shape}
+    if kind.model_type != 'videomae':
+        wanted[f'{embeddings}.position_embeddings'] = (1, tokens, config['hidden_size'])
+    depths = {f'{kind.prefix}encoder.layer': config['num_hidden_layers']}
+    if kind.decoder is not None:
+        wanted[f'{kind.decoder}mask_token'] = (1, 1, config['decoder_hidden_size'])
+        depths['decoder.decoder_layers'] = config['decoder_num_hidden_layers']
+        if kind.model_type == 'vit_mae':
+            wanted['decoder.decoder_pos_embed'] = (1, tokens, config['decoder_hidden_size'])
+    if kind.model_type != AST and shape[1] != 3:
+        raise ValueError(f'num_channels is {shape[1]}, and pictures have 3.')
+    for name, expected in wanted.items():
+        if name not in arrays:
+            raise ValueError(f'{name} is missing.')
+        if arrays[name].shape != expected:
+            raise ValueError(f'{name} is {arrays[name].shape}, and by {CONFIG_FILE} it would be {expected}.')
+    for name, depth in depths.items():
+        found = len(layers_of(f'{name}.{{layer}}.layernorm_before.weight', arrays))
+        if found != depth:
+            raise ValueError(f'there are {found} layers {name}, and by {CONFIG_FILE} there would be {depth}.')
+
 
 class Made(NamedTuple):
     """What config.json and the names of arrays make; the attributes are those of `Imported`."""
@@ -276,8 +317,6 @@ def pair(value: Any) -> tuple[int, int]:
 
 def picture_of(config: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of pictures and of patches."""
-    if config['num_channels'] != 3:
-        raise ValueError(f'num_channels is {config["num_channels"]}, and pictures have 3.')
     image, patch = pair(config['image_size']), pair(config['patch_size'])
     if image[0] % patch[0] or image[1] % patch[1]:
         raise ValueError(f'patches of {patch} do not divide images of {image}.')
@@ -305,8 +344,6 @@ def build_head(config: Mapping[str, Any], arrays: Arrays, bias: str) -> tuple[di
 
 def is_fixed(arrays: Arrays, name: str, table: np.ndarray) -> bool:
     """Whether a stored table of positions, class token in front, is the fixed one, with nothing for the token."""
-    if name not in arrays:
-        raise ValueError(f'{name} is missing.')
     wanted = np.concatenate([np.zeros_like(table[:1]), table])[None]
     return arrays[name].shape == wanted.shape and np.allclose(arrays[name], wanted, rtol=0, atol=1e-5)
 
@@ -351,8 +388,8 @@ def crop(modality: Modality, height: int, width: int) -> dict[str, Any]:
 def build_vit(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
     (height, width), patch = picture_of(config)
     size = size_of(config, architecture_of(config))
-    prefix = vit_prefix(config)
-    num_classes, classes = ({HEAD: 1}, None) if not prefix else build_head(config, arrays, 'classifier.bias')
+    has_head = config['architectures'][0] != 'ViTModel'
+    num_classes, classes = build_head(config, arrays, 'classifier.bias') if has_head else ({HEAD: 1}, None)
     has_pooler = 'pooler.dense.bias' in arrays
     if has_pooler and config['pooler_act'] != 'tanh':
         raise ValueError(f'pooler_act is {config["pooler_act"]!r}, and ours is tanh.')
@@ -364,11 +401,6 @@ def build_vit(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Ma
         representation=len(arrays['pooler.dense.bias']) if has_pooler else None,
     )
     return Made(model, {'image': (height, width, 3)}, crop('image', height, width), classes)
-
-
-def vit_prefix(config: Mapping[str, Any]) -> str:
-    """What stands before the names of a model inside of another one."""
-    return '' if config['architectures'][0] == 'ViTModel' else 'vit.'
 
 
 def video_shape(config: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, int, int], dict[str, Any]]:
@@ -417,6 +449,17 @@ def build_videomae_classifier(config: Mapping[str, Any], arrays: Arrays, compute
         pooled_norm_epsilon=TORCH_EPSILON if mean else None,
     )
     return Made(model, {'video': shape}, settings, classes)
+
+
+def build_videomae_encoder(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
+    shape, patch, settings = video_shape(config)
+    has_norm = not config['use_mean_pooling']
+    model = Classifier(
+        {'video': VideoTokenizer(patch)},
+        SharedEncoder(size_of(config, architecture_of(config, 'qv_bias')), compute, final_norm=has_norm),
+        num_classes={HEAD: 1},
+    )
+    return Made(model, {'video': shape}, settings)
 
 
 def build_ast(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
@@ -617,6 +660,10 @@ def videomae_classifier_rows(model: Classifier, shapes: Mapping[Modality, tuple[
     return rows + norm_rows('fc_norm', 'norm') if model.pooled_norm else rows
 
 
+def videomae_encoder_rows(model: Classifier, shapes: Mapping[Modality, tuple[int, ...]]) -> list[Row]:
+    return encoder_rows(model, '', 'layernorm', key_bias=False)
+
+
 def ast_rows(model: Classifier, shapes: Mapping[Modality, tuple[int, ...]], prefix: str = '') -> list[Row]:
     tokenizer, width = model.tokenizers['audio'], model.encoder.size.width
     grid = tokenizer.grid((1, *shapes['audio']))
@@ -651,22 +698,29 @@ class Kind(NamedTuple):
       model_type: as in config.json.
       build: (config.json, arrays, how to compute) -> our model.
       rows: (model, shapes) -> the table, published names -> ours.
+      prefix: of the encoder's names.
+      decoder: of the name of the mask token; None without a decoder.
       ignored: arrays that nobody needs -> why.
     """
 
     model_type: str
     build: Callable[[Mapping[str, Any], Arrays, Compute], Made]
     rows: Callable[[Any, Mapping[Modality, tuple[int, ...]]], list[Row]]
+    prefix: str = ''
+    decoder: str | None = None
     ignored: Mapping[str, str] = {}
 
 
 MASK_TOKEN = {'embeddings.mask_token': 'it is of masked image modelling, which this model is not used for'}
 KINDS: dict[str, Kind] = {
-    'ViTMAEForPreTraining': Kind('vit_mae', build_vit_mae, vit_mae_rows),
-    'ViTModel': Kind('vit', build_vit, vit_rows, MASK_TOKEN),
-    'ViTForImageClassification': Kind('vit', build_vit, vit_head_rows),
-    'VideoMAEForPreTraining': Kind('videomae', build_videomae, videomae_rows),
-    'VideoMAEForVideoClassification': Kind('videomae', build_videomae_classifier, videomae_classifier_rows),
-    'ASTModel': Kind('audio-spectrogram-transformer', build_ast, ast_rows),
-    'ASTForAudioClassification': Kind('audio-spectrogram-transformer', build_ast, ast_head_rows),
+    'ViTMAEForPreTraining': Kind('vit_mae', build_vit_mae, vit_mae_rows, 'vit.', 'decoder.'),
+    'ViTModel': Kind('vit', build_vit, vit_rows, ignored=MASK_TOKEN),
+    'ViTForImageClassification': Kind('vit', build_vit, vit_head_rows, 'vit.'),
+    'VideoMAEForPreTraining': Kind('videomae', build_videomae, videomae_rows, 'videomae.', ''),
+    'VideoMAEModel': Kind('videomae', build_videomae_encoder, videomae_encoder_rows),
+    'VideoMAEForVideoClassification': Kind(
+        'videomae', build_videomae_classifier, videomae_classifier_rows, 'videomae.'
+    ),
+    'ASTModel': Kind(AST, build_ast, ast_rows),
+    'ASTForAudioClassification': Kind(AST, build_ast, ast_head_rows, 'audio_spectrogram_transformer.'),
 }

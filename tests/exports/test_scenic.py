@@ -6,7 +6,7 @@ import pytest
 
 from avmae_jax import experiment, export, pretrained
 from avmae_jax.exports import scenic
-from avmae_jax.exports.trained import named_arrays
+from avmae_jax.exports.trained import difference, named_arrays
 from avmae_jax.models.blocks import Compute
 from avmae_jax.weights import scenic_files
 from avmae_jax.weights.table import flatten
@@ -42,7 +42,7 @@ def assert_round_trip(trained, folder):
     wanted = named_arrays(trained.params)
     assert set(looped) == set(wanted)
     assert all(np.asarray(looped[name]).tobytes() == wanted[name].tobytes() for name in wanted)
-    assert not scenic.difference(trained.model, imported.model)
+    assert not difference(trained.model, imported.model)
     assert imported.shapes == trained.shapes
     return imported
 

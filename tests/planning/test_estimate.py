@@ -8,7 +8,8 @@ import pytest
 
 from avmae_jax.evaluation import drawing
 from avmae_jax.parallel import mesh as mesh_lib
-from avmae_jax.planning import estimate, hlo, result, search
+from avmae_jax.parallel import rules
+from avmae_jax.planning import estimate, gpus, hlo, result, search
 from avmae_jax.planning import topology as topology_lib
 from avmae_jax.planning.chips import CHIPS
 
@@ -29,7 +30,7 @@ def grid(name: str, num_slices: int = 1) -> topology_lib.Topology:
 
 @pytest.mark.parametrize(
     ('name', 'words'),
-    [('v5e', 'v5e:4x4'), ('v5e:4x4x4', '2 dimensions, not 3'), ('v5f:4x4', 'did you mean v5'), ('h200:8', 'NVIDIA')],
+    [('v5e', 'v5e:4x4'), ('v5e:4x4x4', '2 dimensions, not 3'), ('v5f:4x4', 'did you mean v5'), ('h200:16', 'h200:4x8')],
 )
 def test_a_wrong_topology_is_told_with_a_right_one(name, words):
     with pytest.raises(ValueError, match=words):
@@ -40,6 +41,10 @@ def test_without_the_compiler_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(topology_lib.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'avmae_jax\[plan\]'"):
         topology_lib.describe('v5e:4x4')
+    with pytest.raises(ValueError, match=r"pip install 'avmae_jax\[cuda\]'"):
+        topology_lib.describe('h200:8')
+    with pytest.raises(ValueError, match='--num_slices=2 is for TPUs'):
+        topology_lib.describe('h200:8', num_slices=2)
 
 
 def test_a_group_uses_the_links_along_the_dimensions_that_it_spans():
@@ -54,8 +59,32 @@ def test_a_group_uses_the_links_along_the_dimensions_that_it_spans():
 
 def test_between_slices_the_network_decides():
     pods = grid('v5e:16x16', num_slices=2)
-    assert len(pods.devices) == 512 and pods.num_hosts == 128
+    assert len(pods.devices) == 512 and pods.num_hosts == 128 and pods.num_islands == 2
     assert pods.reach([pods.devices[0], pods.devices[256]])[0] == CHIPS['v5e'].network_bandwidth
+
+
+def test_gpus_reach_those_of_their_host_over_a_switch_and_the_others_over_the_network():
+    chip, shape = topology_lib.parse('h200:4x2')
+    devices = tuple(types.SimpleNamespace(process_index=i // 2, slice_index=0) for i in range(8))
+    cluster = topology_lib.Topology('h200:4x2', chip, shape, 1, devices)
+    assert cluster.num_hosts == cluster.num_islands == 4 and topology_lib.parse('h200:8')[1] == (1, 8)
+    assert cluster.reach(devices[:2])[0] == chip.link_bandwidth and not cluster.apart(devices[:2])
+    assert cluster.reach(devices)[0] == chip.network_bandwidth and cluster.apart(devices)
+
+
+@pytest.mark.skipif(not gpus.compiler_is_installed(), reason="needs the compiler: pip install 'avmae_jax[cuda]'")
+def test_a_step_compiles_for_gpus_that_are_not_here():
+    cluster = topology_lib.describe('h200:2x4')
+    mesh = mesh_lib.make_mesh(replica=2, data=4, devices=cluster.devices)
+    rows = rules.batch_sharding(mesh)
+    assert [cluster.apart(group) for group in (cluster.devices[:4], cluster.devices)] == [False, True]
+    compiled = (
+        jax.jit(lambda x: x.sum(axis=0), in_shardings=rows, out_shardings=jax.NamedSharding(mesh, jax.P()))
+        .lower(jax.ShapeDtypeStruct((16, 64), np.float32))
+        .compile()
+    )
+    (summed,) = hlo.collectives(compiled.as_text())
+    assert (summed.kind, summed.dtype, summed.array_bytes, len(summed.group)) == ('all-reduce', 'f32', 256, 8)
 
 
 # -- Time --
@@ -156,11 +185,11 @@ def plan(layout: result.Layout, seconds: float, size: int) -> result.Plan:
 
 def test_meshes_use_every_chip_and_keep_shards_of_the_state_in_a_slice():
     found = list(search.meshes(32, 2, RULES))
-    assert {rules for rules, _ in found} == set(RULES)
-    for rules, mesh in found:
+    assert {name for name, _ in found} == set(RULES)
+    for name, mesh in found:
         assert mesh['replica'] * mesh['data'] * mesh['model'] == 32
         assert mesh['data'] * mesh['model'] <= 16 and mesh['replica'] % 2 == 0
-        assert mesh['model'] == 1 or rules == 'both'
+        assert mesh['model'] == 1 or name == 'both'
     assert ('fsdp', {'replica': 2, 'data': 16, 'model': 1}) in found
     assert len({str(each) for each in found}) == len(found)
 

@@ -25,7 +25,8 @@ torch.set_num_threads(1)
 
 LOOP, SCAN = Compute('float32', scan=False), Compute('float32', scan=True)
 TOLERANCE = 1e-4
-COMMON = dict(hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20)
+# With an epsilon that shows wherever it is used, or is not.
+COMMON = dict(hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20, layer_norm_eps=1e-2)
 PICTURE = COMMON | dict(image_size=15, patch_size=5)
 DECODER = dict(
     decoder_hidden_size=8, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=14
@@ -167,7 +168,7 @@ def test_the_classifier_of_videomae_scores_as_theirs(tmp_path, use_mean_pooling)
 
 @pytest.mark.parametrize('hidden_act', ['gelu', 'gelu_pytorch_tanh'])
 def test_vit_encodes_and_pools_as_theirs(tmp_path, hidden_act):
-    theirs = made('ViTModel', hidden_act=hidden_act, layer_norm_eps=1e-2, qkv_bias=hidden_act == 'gelu')
+    theirs = made('ViTModel', hidden_act=hidden_act, qkv_bias=hidden_act == 'gelu')
     imported = read(theirs, tmp_path)
     inputs, wanted = media(imported), theirs(theirs_of(media(imported)))
     scores = imported.model.apply({'params': imported.params}, inputs)
@@ -285,8 +286,10 @@ def test_what_is_no_such_model_is_refused(tmp_path):
         'size': ({'hidden_size': -12}, {}, 'hidden_size is -12'),
         'word': ({'hidden_size': 'many'}, {}, "hidden_size is 'many'"),
         'heads': ({'num_attention_heads': 5}, {}, 'width must be a multiple of num_heads'),
-        'layers': ({'num_hidden_layers': 2}, {}, 'no place for'),
-        'more': ({'num_hidden_layers': 4}, {}, 'nothing was given for them'),
+        'layers': ({'num_hidden_layers': 2}, {}, 'there are 3 layers .* there would be 2'),
+        'many': ({'num_hidden_layers': 1000000}, {}, 'there would be 1000000'),
+        'long': ({'max_length': 1000000}, {}, r'position_embeddings is \(1, 14, 12\), and by config.json it would be'),
+        'wide': ({'hidden_size': 99999}, {}, r'projection.weight is \(12, 1, 5, 5\), and by config.json'),
         'labels': ({'id2label': {'0': 'cat'}}, {}, 'names 1 classes, and the head has 5'),
         'extra': ({}, {'extra': np.zeros(2, np.float32)}, 'no rule takes them: extra'),
         'missing': ({}, {'classifier.dense.weight': None}, 'nothing was given for them: head_label/kernel'),

@@ -1,0 +1,83 @@
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import avmae_jax
+from avmae_jax import evaluate, export
+from avmae_jax.data import schema
+from avmae_jax.evaluation import passes
+
+parquet = pytest.importorskip('pyarrow.parquet', reason="needs pip install 'avmae_jax[export]'")
+
+
+def run(*arguments):
+    with flagsaver.flagsaver():
+        export.main(flags.FLAGS(['export', *map(str, arguments)]))
+
+
+def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(pretrained_run, tiny_clips, tmp_path):
+    """The test clips of the prepared dataset, from their files: `prepare` and this read them alike."""
+    rows = [row for row in csv.DictReader(tiny_clips.open()) if row['split'] == 'test']
+    with (tmp_path / 'list.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, ['path', 'start', 'end'])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({'path': tiny_clips.parent / row['path'], 'start': row.get('start'), 'end': row.get('end')})
+    run(f'--checkpoint={pretrained_run}', f'--embeddings={tmp_path}/list.csv', f'--output={tmp_path}/out.parquet')
+    table = parquet.read_table(tmp_path / 'out.parquet')
+    assert table.column_names == ['path', 'start', 'end', 'video', 'audio']
+    assert table['path'].to_pylist() == [str(tiny_clips.parent / row['path']) for row in rows]
+    subject = evaluate.load_subject(pretrained_run, overrides={})
+    evaluator = evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train')
+    wanted = evaluator.collect(passes.make_feature_step(subject.model, subject.preprocess), 'test', what='features')
+    ids = [evaluator.source[i].id for i in range(len(evaluator.source))]
+    order = [ids.index(row['path'].rsplit('.', 1)[0]) for row in rows]
+    for m in ('video', 'audio'):
+        found = np.asarray(table[m].to_pylist(), np.float32)
+        np.testing.assert_allclose(found, wanted['alone'][m][order], rtol=1e-4, atol=1e-5)
+    assert schema.read_info(subject.config['data']['path']).media.short_side == 64
+
+
+def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(pretrained_run, tiny_clips, tmp_path, capsys):
+    export.export(tmp_path / 'model', avmae_jax.load_pretrained(pretrained_run).trained, 'safetensors', 'float32')
+    folder = tmp_path / 'media'
+    folder.mkdir()
+    shutil.copy(next(tiny_clips.parent.rglob('*.mp4')), folder / 'a.mp4')
+    (folder / 'b.mp4').write_bytes(b'no film')
+    import wave
+
+    with wave.open(str(folder / 'c.wav'), 'wb') as file:
+        file.setparams((1, 2, 16_000, 0, 'NONE', ''))
+        file.writeframes(np.random.default_rng(0).integers(-9000, 9000, 8000).astype('<i2').tobytes())
+    arguments = [f'--checkpoint={tmp_path}/model', f'--embeddings={folder}', '--num_clips=2']
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments, f'--output={tmp_path}/out.parquet')
+    assert caught.value.code == export.EXIT_DATA
+    told = capsys.readouterr()
+    assert 'b.mp4' in told.err and '1 of 3 clips cannot be read' in told.err and '2 of 3 clips' in told.out
+    table = parquet.read_table(tmp_path / 'out.parquet')
+    assert [path.rsplit('/', 1)[1] for path in table['path'].to_pylist()] == ['a.mp4', 'c.wav']
+    assert [x is None for x in table['video'].to_pylist()] == [False, True]
+    assert np.isfinite(table['audio'].to_pylist()).all()
+    with pytest.raises(SystemExit):
+        run(*arguments, f'--output={tmp_path}/out.parquet')
+    assert 'is there already' in capsys.readouterr().err
+    assert not list(tmp_path.glob('*.partial'))
+
+
+def test_the_example_of_the_documentation_finds_the_clip_itself_first(tmp_path, monkeypatch, capsys, repository):
+    import pyarrow
+
+    text = (repository / 'docs' / 'export.md').read_text()
+    code = text.split('<!-- neighbours -->')[1].split('```python\n')[1].split('```')[0]
+    vectors = [np.random.default_rng(i).normal(size=6).astype(np.float32) for i in range(7)]
+    table = {'path': [f'{i}.wav' for i in range(8)], 'audio': [*vectors[:3], None, *vectors[3:]]}
+    parquet.write_table(pyarrow.table(table), tmp_path / 'features.parquet')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, 'docs/export.md', 'exec'), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '1.000  0.wav' and len(lines) == 5
