@@ -301,3 +301,10 @@ def test_another_modality_is_refused(published_video, tmp_path, arguments, compl
     with pytest.raises(ValueError, match='--given=heads: huggingface takes nothing'):
         convert.convert('huggingface', published_video, tmp_path / 'run', config, given={'heads': '3'})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_with_another_digest_is_refused(tmp_path):
+    file = save(tmp_path, published())
+    with pytest.raises(ValueError, match='vit.npz has the sha256 .* and not 00'):
+        convert.convert('vit_npz', file, tmp_path / 'run', finetuning(), sha256='00')
+    assert not (tmp_path / 'run').exists()
