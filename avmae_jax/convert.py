@@ -45,6 +45,7 @@ from avmae_jax.parallel import hosts
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training import report
 from avmae_jax.training import state as state_lib
+from avmae_jax.weights import files
 from avmae_jax.weights import imported as imported_lib
 from avmae_jax.weights.formats import FORMATS
 from avmae_jax.weights.imported import HEAD, Imported
@@ -74,6 +75,7 @@ _FROM = flags.DEFINE_string('from', None, f'How the weights are published: {", "
 _INPUT = flags.DEFINE_string('input', None, 'The file or folder that is read.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The workdir that is written; it must not be there yet.')
 _CONFIG = flags.DEFINE_string('config', None, 'Config file for what the weights do not say, with its arguments.')
+_SHA256 = flags.DEFINE_string('sha256', '', 'Of the input file, as its publisher gives it; another one is refused.')
 _GIVEN = flags.DEFINE_multi_string('given', [], f'NAME=VALUE, what a format needs told: {describe_given()}.')
 
 
@@ -85,6 +87,7 @@ def convert(
     *,
     overrides: Mapping[str, Any] | None = None,
     given: Mapping[str, str] | None = None,
+    sha256: str = '',
 ) -> str:
     """Reads weights and writes the run; the text that tells what became of what.
 
@@ -94,11 +97,13 @@ def convert(
       overrides: 'section.name' -> value, put into the config; where the file says another, it is refused for the model
         and taken for all else.
       given: what the format needs told.
+      sha256: that the file must have; '' for any.
     """
     folder, overrides = epath.Path(output), dict(overrides or {})
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f'--output={output} is there already: give a folder that is not, or is empty.')
     config = settings.override(config, overrides)
+    files.check_digest(path, sha256)
     imported = read(kind, path, config, given or {})
     try:
         config, told = merge(config, imported, overrides)
@@ -192,7 +197,9 @@ def open_data(config: settings.Config, imported: Imported, name: str) -> tuple[M
         source = experiment.open_train_sources(config)
         check_classes(imported, source)
         return source, experiment.dataset_digest(source)
-    described = Described(name, NUM_CLIPS, image='image' in config, clip_seconds=None, conventions=())
+    described = Described(
+        name, NUM_CLIPS, image={'image', 'audio'} & set(config) == {'image'}, clip_seconds=None, conventions=()
+    )
     if isinstance(imported.model, Classifier):
         count = imported.model.num_classes[HEAD]
         names = tuple(imported.classes or (f'class {i}' for i in range(count)))
@@ -297,7 +304,15 @@ def run(overrides: Mapping[str, Any]) -> None:
         if not value:
             raise ValueError(f'--{name} is needed. {flags.FLAGS[name].help}')
     config, given = settings.read_config(values['config']), parse_given(_GIVEN.value)
-    text = convert(values['from'], values['input'], values['output'], config, overrides=overrides, given=given)
+    text = convert(
+        values['from'],
+        values['input'],
+        values['output'],
+        config,
+        overrides=overrides,
+        given=given,
+        sha256=_SHA256.value,
+    )
     print(f'{text}\n\nWritten to {values["output"]}.', flush=True)
 
 

@@ -101,7 +101,7 @@ def describe_data(
         num_clips,
         classes={head: classes[head] for head in heads},
         multi_label='sigmoid' in heads.values(),
-        image='image' in config,
+        image={'image', 'audio'} & set(config) == {'image'},
         clip_seconds=None if known is None else known.clip_seconds,
         spectrogram_shape=None if legacy is None else tuple(legacy['spectrogram_shape']),
         conventions=(config['preprocess'].get('convention', ''),),

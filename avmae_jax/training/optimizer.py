@@ -238,9 +238,10 @@ def layer_ids(params: Any) -> Any:
 
 def _layers_before(stack: str, depths: dict[str, int]) -> int:
     parent, _, name = stack.rpartition('/')
-    if name != 'joint':
+    if not name.startswith('joint'):  # 'joint_audio' holds norms of joint layers.
         return 0
-    return max((d for other, d in depths.items() if other != stack and other.rpartition('/')[0] == parent), default=0)
+    others = [other.rpartition('/') for other in depths]
+    return max((depths[f'{parent}/{o}'] for p, _, o in others if p == parent and not o.startswith('joint')), default=0)
 
 
 def _along_first_axis(values: Any, leaf: Any) -> jax.Array:

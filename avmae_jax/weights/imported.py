@@ -124,7 +124,7 @@ def table(imported: Imported) -> str:
     for fate in (found := fates(imported)):
         key = (
             fate.fate,
-            _together([re.sub(r'(?<=[._/])\d+(?=[._/])|layer_\d+', '*', name) for name in fate.theirs]),
+            _together([_without_numbers(name) for name in fate.theirs]),
             str(fate.shape or ''),
             _together([re.sub(r'layer_\d+', 'layer_*', name) for name in fate.ours]),
             str(fate.our_shape or '') if fate.our_shape != fate.shape else '',
@@ -136,8 +136,12 @@ def table(imported: Imported) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ['  '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     counts = ', '.join(f'{sum(one.fate == fate for one in found)} {fate}' for fate in FATES)
-    reasons = [f'{name} is ignored: {reason}' for name, reason in imported.ignored.items()]
+    reasons = dict.fromkeys(f'{_without_numbers(name)} is ignored: {why}' for name, why in imported.ignored.items())
     return '\n'.join([*text, *reasons, f'Arrays: {counts}; none is left over on either side.'])
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r'(?<=[._/])\d+(?=[._/])|layer_\d+', '*', name)
 
 
 def _together(names: Sequence[str]) -> str:

@@ -57,17 +57,15 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     state = read_msgpack(path)
     params = state.get('params')
     if params is None:
-        target = state.get('optimizer')
-        target = target.get('target') if isinstance(target, Mapping) else None
-        # Older states of flax hold whole variables there.
-        params = target.get('params', target) if isinstance(target, Mapping) else None
+        optimizer = state.get('optimizer')
+        params = optimizer.get('target') if isinstance(optimizer, Mapping) else None
     if not isinstance(params, Mapping) or not params:
         raise ValueError(
             f'{path} is no training state of Scenic: it has {few(sorted(state))}, and neither params nor '
             'optimizer/target.'
         )
-    if isinstance(params.get('params'), Mapping) and set(params) == {'params'}:
-        params = params['params']
+    # Whole variables of flax, rather than their collection of parameters.
+    params = params['params'] if isinstance(params.get('params'), Mapping) and len(params) == 1 else params
     if flatten(state.get('model_state') or {}):
         raise ValueError(f'{path}: its model has a state beside its parameters, which those read here have not.')
     arrays = flatten(params)

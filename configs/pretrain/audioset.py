@@ -3,7 +3,8 @@
     python -m avmae_jax.train --config=configs/pretrain/audioset.py:size=L --config.data.path=DIR --workdir=...
 
 Arguments: size=Ti|S|B|L|H|g, encoder=mid|early|separate|shared, decoder=shared|separate|joint,
-objective=reconstruction|inpainting|both, modalities=video+audio|video|audio, records=prepared|legacy.
+objective=reconstruction|inpainting|both, modalities=video+audio|video|audio|image+audio (one frame of a clip, as
+CAV-MAE takes it), records=prepared|legacy.
 """
 
 import ml_collections
@@ -11,7 +12,7 @@ import ml_collections
 from configs import sections
 
 SECONDS = 10.0
-MASK_RATIO = {'video': 0.9, 'audio': 0.7}
+MASK_RATIO = {'video': 0.9, 'audio': 0.7, 'image': 0.75}
 
 
 def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
@@ -24,7 +25,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         modalities='video+audio',
         records='prepared',
     )
-    modalities = sections.parse_modalities(args.modalities)
+    modalities = sections.parse_modalities(args.modalities, ('video', 'audio', 'image'))
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 512
@@ -32,6 +33,8 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.data = sections.data(records=args.records)
     if 'video' in modalities:
         config.video = sections.video()
+    if 'image' in modalities:
+        config.image = dict(short_side=256, crop_size=224, crop='random', eval_crop='central')
     if 'audio' in modalities:
         config.audio = sections.audio(SECONDS)
     config.preprocess = sections.preprocess(SECONDS if 'audio' in modalities else None, records=args.records)

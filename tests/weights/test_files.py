@@ -345,7 +345,7 @@ def damaged(content, random, how):
     return content[:start] + random.bytes(int(length - start)) + content[length:]
 
 
-DAMAGE = {'random': 150, 'random behind the beginning': 150, 'cut': 250, 'flip': 1000, 'overwritten': 150}
+DAMAGE = {'random': 100, 'random behind the beginning': 100, 'cut': 150, 'flip': 700, 'overwritten': 100}
 
 
 @pytest.mark.parametrize('name', WRITERS)

@@ -1,6 +1,8 @@
 """Checkpoints of Scenic as files: what is written is read again bit for bit, and the older layouts too."""
 
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -205,3 +207,43 @@ def test_a_checkpoint_becomes_a_run(tmp_path):
     restored = experiment.restore_model(tmp_path / 'run')
     back = scenic_avmae.dump(restored.model, restored.params)
     assert all(np.array_equal(back[key], arrays[key]) for key in arrays)
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+REFERENCE = pathlib.Path(os.environ.get('AVMAE_REFERENCE', ROOT.parent / 'shared/reference'))
+CASES = ('multimae/enc-sepconcat2__dec-same__joint', 'mbt/av_mae__both__bottleneck__fusion2__separate__gap',
+         'mbt/mbt__both__bottleneck__fusion2__separate__token', 'single/vivitcls__gap_sin1d')  # fmt: skip
+STORES = {'multimae': 'params', 'mbt/av_mae': 'params_av_mae', 'mbt/mbt': 'params_mbt', 'single': 'params'}
+
+
+@pytest.mark.skipif(
+    not REFERENCE.exists(), reason=f'{REFERENCE} is not there: set AVMAE_REFERENCE to what holds cases.'
+)
+@pytest.mark.parametrize('case', CASES)
+def test_a_file_of_the_public_reference_computes_what_the_reference_computed(tmp_path, case):
+    file = REFERENCE / f'{case}.json'
+    if not file.exists():
+        pytest.skip(f'{file} is not there.')
+    manifest, family = json.loads(file.read_text()), case.split('/')[0]
+    store = next(name for start, name in STORES.items() if case.startswith(start))
+    params, inputs = np.load(REFERENCE / family / f'{store}.npz'), np.load(REFERENCE / family / 'inputs.npz')
+    arrays = {name: params[manifest['param_store_keys'].get(name, name)] for name in manifest['params']}
+    scenic_files.write_checkpoint(tmp_path / 'checkpoint', arrays)
+    write_config(tmp_path, manifest['config'])
+    loop = Compute('float32', scan=False, attention='xla')
+    kind = 'scenic_mbt' if '/mbt__' in case else 'scenic_avmae'
+    shapes = {'video': '4x32x32' if family == 'single' else '4x32x24', 'audio': '48x16'}
+    imported = FORMATS[kind].read(tmp_path / 'checkpoint', loop, shapes)
+    if family == 'single':
+        media = {'video': inputs['input/video']}
+    else:
+        sound = inputs['input_3ch/spectrogram'] if kind == 'scenic_mbt' else inputs['input/spectrogram'][..., 0]
+        media = {'video': inputs['input/rgb'], 'audio': sound}
+    wanted = np.load(file.with_suffix('.npz'))
+    if family == 'multimae':
+        encoded = imported.model.apply({'params': imported.params}, media, method='encode')
+        for m, theirs in (('video', 'rgb'), ('audio', 'spectrogram')):
+            np.testing.assert_allclose(encoded[m], wanted[f'encoder_eval/{theirs}'], rtol=1e-4, atol=1e-5)
+    else:
+        scores = imported.model.apply({'params': imported.params}, media)
+        np.testing.assert_allclose(scores.averaged['label'], wanted['logits_eval'], rtol=1e-4, atol=1e-5)
