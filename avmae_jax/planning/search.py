@@ -17,6 +17,7 @@ def meshes(
     """(rules, mesh) of every sensible way to spread a state over so many chips.
 
     Args:
+      num_islands: slices of TPUs or hosts with GPUs; over the network between them a state is not split.
       rules: name -> dimension -> mesh axis, see `parallel/rules.py`.
       max_model: the most chips to split a layer over.
     """

@@ -60,10 +60,6 @@ class Topology:
         """Groups of chips with links of their own: slices of TPUs, hosts with GPUs."""
         return self.num_slices if self.chip.torus_dims else self.num_hosts
 
-    @property
-    def slice_chips(self) -> int:
-        return len(self.devices) // self.num_slices
-
     def apart(self, group: Sequence[Any]) -> bool:
         """Whether some of these devices reach each other over the network between hosts or slices alone."""
         place = 'slice_index' if self.chip.torus_dims else 'process_index'

@@ -138,7 +138,7 @@ def test_a_job_that_is_stopped_saves_and_is_not_tried_again(launch, tmp_path, re
 
 
 @pytest.fixture
-def train(repository, tiny_dataset, smallest, tmp_path, compilation_cache):
+def train(repository, tiny_dataset, smallest, tmp_path):
     """Starts two processes of two devices on the smallest config, by the command line."""
     started = []
 
@@ -148,8 +148,7 @@ def train(repository, tiny_dataset, smallest, tmp_path, compilation_cache):
         del values['model.encoder.fusion_layer']
         command = [sys.executable, '-m', 'launch', 'local', 'configs/tiny.py:encoder=early', str(tmp_path / name)]
         command += ['--accelerator=cpu:2', '--num_nodes=2', '--retries=1', f'--jobs={tmp_path}/jobs', '--submit']
-        command += [f'--env=JAX_COMPILATION_CACHE_DIR={compilation_cache}']
-        command += ['--env=JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0']
+        command += [f'--env=JAX_COMPILATION_CACHE_DIR={os.environ["JAX_COMPILATION_CACHE_DIR"]}']  # Not the job's own.
         command += [f'--config.{setting}={value}' for setting, value in values.items()]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
         started.append(subprocess.Popen(command, cwd=repository, **pipes))

@@ -25,7 +25,8 @@ torch.set_num_threads(1)
 
 LOOP, SCAN = Compute('float32', scan=False), Compute('float32', scan=True)
 TOLERANCE = 1e-4
-COMMON = dict(hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20)
+# With an epsilon that shows wherever it is used, or is not.
+COMMON = dict(hidden_size=12, num_hidden_layers=3, num_attention_heads=3, intermediate_size=20, layer_norm_eps=1e-2)
 PICTURE = COMMON | dict(image_size=15, patch_size=5)
 DECODER = dict(
     decoder_hidden_size=8, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=14
@@ -167,7 +168,7 @@ def test_the_classifier_of_videomae_scores_as_theirs(tmp_path, use_mean_pooling)
 
 @pytest.mark.parametrize('hidden_act', ['gelu', 'gelu_pytorch_tanh'])
 def test_vit_encodes_and_pools_as_theirs(tmp_path, hidden_act):
-    theirs = made('ViTModel', hidden_act=hidden_act, layer_norm_eps=1e-2, qkv_bias=hidden_act == 'gelu')
+    theirs = made('ViTModel', hidden_act=hidden_act, qkv_bias=hidden_act == 'gelu')
     imported = read(theirs, tmp_path)
     inputs, wanted = media(imported), theirs(theirs_of(media(imported)))
     scores = imported.model.apply({'params': imported.params}, inputs)
