@@ -143,7 +143,7 @@ def train(repository, tiny_dataset, smallest, tmp_path):
     started = []
 
     def start(name: str) -> subprocess.Popen:
-        values = {'data.path': tiny_dataset, **smallest, 'num_steps': 100, 'checkpoint.every_steps': 10}
+        values = {'data.path': tiny_dataset, **smallest, 'num_steps': 60, 'checkpoint.every_steps': 10}
         values['parallel.rules'] = 'fsdp'
         del values['model.encoder.fusion_layer']
         command = [sys.executable, '-m', 'launch', 'local', 'configs/tiny.py:encoder=early', str(tmp_path / name)]
@@ -176,5 +176,5 @@ def test_a_process_that_is_killed_costs_a_retry_and_not_a_bit_of_the_result(trai
     second = (tmp_path / 'jobs/killed/logs/try-1-process-0.log').read_text()
     assert 'Going on from the checkpoint of step' in second
     finish(train('undisturbed'), 0, timeout=800)
-    assert len(figures(tmp_path / 'killed')) == 100
+    assert len(figures(tmp_path / 'killed')) == 60
     assert figures(tmp_path / 'killed') == figures(tmp_path / 'undisturbed')
