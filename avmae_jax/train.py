@@ -97,10 +97,6 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
     shardings, rows = placed.shardings, placed.rows
     is_first = jax.process_index() == 0
     account = goodput.Account(workdir if is_first else None, time.monotonic() - _STARTED)
-    with account.spend('compile'):
-        train_step = compile_step(config, parts, source, placed)
-
-    watchdog.progress(slow=True)
     checkpoints = Checkpoints(
         workdir / 'checkpoints',
         keep_last=config['checkpoint']['keep_last'],
@@ -111,6 +107,9 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
     if state is None:
         state = first_state(config, parts, source, shardings=shardings, folder=workdir)
     start_step = int(state.step)
+    watchdog.progress(slow=True)
+    with account.spend('compile'):  # Last, as what may be wrong with a start or a checkpoint is told sooner.
+        train_step = compile_step(config, parts, source, placed)
     watchdog.progress(slow=True)
     report.write_overview(state.params, workdir / 'parameters.txt')
 
