@@ -30,6 +30,7 @@ written; 65 some of the media cannot be read (the others are in FILE); 130 inter
 
 from __future__ import annotations
 
+import logging as python_logging
 import sys
 from collections.abc import Callable
 
@@ -134,6 +135,11 @@ def main(argv: list[str]) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _not_chatty(record: python_logging.LogRecord) -> bool:
+    return record.levelno >= python_logging.ERROR or '/orbax/' not in record.pathname
+
+
 if __name__ == '__main__':
+    logging.get_absl_handler().addFilter(_not_chatty)  # Orbax tells its every move.
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=settings.flags_parser('export'))

@@ -183,6 +183,7 @@ def read_run(
             'trained_on': meta['dataset']['digest'],
             'averaged': restored.averaged,
             'averaged_steps': [int(folder.name) for folder in folders],
+            'trained_with': meta['versions'],
             'versions': experiment.versions(),
         },
     )

@@ -25,21 +25,20 @@ from avmae_jax.progress import progress
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHIPS = {'v5e:4x4': 16, 'v5e:8x8': 64, 'v5e:16x16': 256, '4 x v5e:16x16': 1024}
 GROUP = 16  # Chips that hold one copy of a state that is split.
+RULES = ('fsdp', 'tensor', 'replicated')
 CLIPS = 16  # A chip, where that is constant.
 STRONG = 1024  # Clips, where the batch is constant.
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the plans and results.md.')
 _SIZES = flags.DEFINE_list('sizes', ['B', 'L', 'H', 'g'], 'Of configs/pretrain/audioset.py.')
-_TOPOLOGIES = flags.DEFINE_list(
-    'topologies', ['v5e:4x4', 'v5e:16x16', '4 x v5e:16x16'], f'Of weak scaling: any of {"; ".join(CHIPS)}.'
-)
+_TOPOLOGIES = flags.DEFINE_list('topologies', ['v5e:4x4', 'v5e:16x16'], f'Of weak scaling: any of {"; ".join(CHIPS)}.')
 
 
 class Row(NamedTuple):
     """A plan to be made.
 
     Attributes:
-      rules: 'replicated', 'fsdp' or 'tensor'.
+      rules: one of RULES.
       batch_size: clips a step, on all chips.
     """
 
@@ -120,17 +119,19 @@ def main(argv: list[str]) -> None:
         Row(size, topology, rules, CLIPS * CHIPS[topology])
         for size in _SIZES.value
         for topology in _TOPOLOGIES.value
-        for rules in ('replicated', 'fsdp', 'tensor')
+        for rules in RULES
     ]
     strong = [Row('L', topology, 'fsdp', STRONG) for topology in CHIPS]
-    tables: dict[str, list[list[str]]] = {'Constant clips a chip': [HEAD], f'A constant batch of {STRONG}': [HEAD]}
-    with progress(len(weak) + len(strong), 'compiling', 'plans') as bar:
-        for table, rows in zip(tables.values(), (weak, strong), strict=True):
-            for row in rows:
-                table.append(cells(row, make_plan(row, folder)))
-                bar.update(1)
-                text = '\n\n'.join(f'{title}\n\n{format_markdown(found)}' for title, found in tables.items())
-                (folder / 'results.md').write_text(text)
+    tables = {'Constant clips a chip': weak, f'A constant batch of {STRONG:,}': strong}
+    plans: dict[Row, dict[str, Any]] = {}
+    # What is worth most first: the tables are written after each plan.
+    for row in progress(sorted({*weak, *strong}, key=lambda row: RULES.index(row.rules)), 'compiling', 'plans'):
+        plans[row] = make_plan(row, folder)
+        found = {
+            title: format_markdown([HEAD, *(cells(row, plans[row]) for row in rows if row in plans)])
+            for title, rows in tables.items()
+        }
+        (folder / 'results.md').write_text('\n'.join(f'{title}\n\n{table}' for title, table in found.items()))
     print((folder / 'results.md').read_text())
 
 

@@ -19,6 +19,15 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+# All processes, and the next run of the tests, share what was compiled. `make clean` throws it away.
+CACHE = {
+    'jax_compilation_cache_dir': str(REPOSITORY / '.pytest_cache' / 'compiled'),
+    'jax_persistent_cache_min_compile_time_secs': 0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+}
+for name, value in CACHE.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 sys.path.append(str(REPOSITORY))  # `configs` are not installed; they are read from the checkout.
 
 
@@ -198,13 +207,7 @@ def _save_run(folder: pathlib.Path, config: dict, steps: tuple[int, ...] = (3,),
 
 
 @pytest.fixture(scope='session')
-def compilation_cache(tmp_path_factory) -> str:
-    """A folder that processes started by tests share their compiled programs through."""
-    return str(tmp_path_factory.mktemp('compiled'))
-
-
-@pytest.fixture(scope='session')
-def start_verb(repository, compilation_cache):
+def start_verb(repository):
     """Starts `python -m avmae_jax.VERB`; what still runs at the end of the session is killed."""
     started = []
 
@@ -213,8 +216,6 @@ def start_verb(repository, compilation_cache):
             **os.environ,
             'JAX_PLATFORMS': 'cpu',
             'JAX_NUM_CPU_DEVICES': str(num_devices),
-            'JAX_COMPILATION_CACHE_DIR': compilation_cache,
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         }
         process = subprocess.Popen(
             [sys.executable, '-m', f'avmae_jax.{verb}', *arguments],

@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 from etils import epath
 
 from avmae_jax import convert, evaluate, experiment, plan, settings, train
+from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training.writer import read_scalars
 from configs import tiny
@@ -110,7 +111,7 @@ def published_video(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(published_video, tiny_dataset, tmp_path_factory, start_verb):
-    """What the command makes of it; and what it prints, in the fixture `told`."""
+    """(what the command makes of it, what it prints)."""
     folder = tmp_path_factory.mktemp('imported') / 'run'
     values = {**TUBELETS, 'data.path': tiny_dataset}
     process = start_verb(
@@ -164,11 +165,15 @@ def test_an_imported_model_goes_on_training(run, tmp_path):
     with experiment.build_train_stream(config, source, 0, 1) as stream:
         batch = next(iter(stream))
     # The first step starts from the imported parameters: their loss, under masks that step drew.
-    meta = json.loads(json.dumps(experiment.Checkpoints(run[0] / 'checkpoints', read_only=True).read_meta(0)[1]))
+    _, meta = Checkpoints(run[0] / 'checkpoints', read_only=True).read_meta(0)
     key = jax.random.wrap_key_data(np.asarray(meta['rng']['data'], np.uint32), impl=meta['rng']['impl'])
-    inputs = parts.preprocess(batch, train=True)
-    loss, _ = parts.objective(parts.model, before, None, inputs, batch, jax.random.fold_in(key, 0))
-    assert lines[0]['loss'] == pytest.approx(float(loss), rel=1e-4)
+
+    @jax.jit
+    def loss(params, batch):
+        inputs = parts.preprocess(batch, train=True)
+        return parts.objective(parts.model, params, None, inputs, batch, jax.random.fold_in(key, 0))[0]
+
+    assert lines[0]['loss'] == pytest.approx(float(loss(before, batch)), rel=1e-4)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, restored.params)
     assert max(jax.tree.leaves(moved)) > 0
 
@@ -223,17 +228,58 @@ def test_an_imported_model_is_planned(run):
     assert placed.state.params['encoder']['shared']['layers']['mlp']['up']['kernel'].shape == (3, 12, 20)
 
 
-def test_without_data_a_run_goes_on_with_any(published_video, tiny_dataset, tmp_path):
+def test_without_data_a_run_goes_on_with_any(run, published_video, tmp_path):
     config = tiny.get_config('modalities=video,encoder=shared')
     config.update_from_flattened_dict(TUBELETS)
     convert.convert('huggingface', published_video, tmp_path / 'run', settings.to_plain(config))
-    checkpoints = experiment.Checkpoints(tmp_path / 'run/checkpoints', read_only=True)
-    assert checkpoints.read_meta(0)[1]['dataset']['digest'] == ''
     config = settings.load_config(tmp_path / 'run')
-    config['data']['path'] = str(tiny_dataset)
-    train_to_its_end(config, tmp_path / 'run')
-    subject = evaluate.load_subject(tmp_path / 'run/checkpoints/3', overrides={})
-    assert subject.about['trained_on'] == experiment.dataset_digest(experiment.open_train_sources(config))
+    source = plan.describe_data({**config, 'data': {'path': '', 'split': 'train'}}, 'any.py', None, 10, {})
+    placed = experiment.place(config, experiment.build(config, source), mesh_lib.make_mesh())
+    where = {'dataset_digest': 'of any'}
+    state = train.restore(Checkpoints(tmp_path / 'run/checkpoints'), placed.state, placed.shardings, **where)
+    assert int(state.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, experiment.restore_model(run[0]).params)
+    # One that was made with data is of that.
+    with pytest.raises(ValueError, match='is a run on a dataset of other content'):
+        train.restore(Checkpoints(run[0] / 'checkpoints', read_only=True), placed.state, placed.shardings, **where)
+    data = {'digest': 'of any', 'labels': {}}
+    assert evaluate.compare_data({'trained_on': '', 'labels': {}}, data) == []
+    assert len(evaluate.compare_data({'trained_on': 'of others', 'labels': {}}, data)) == 1
+
+
+def test_a_classifier_keeps_its_classes_and_refuses_others(tiny_dataset, tmp_path):
+    pytest.importorskip('torch', reason=TRANSFORMERS)
+    pytest.importorskip('transformers', reason=TRANSFORMERS)
+    from tests.weights.test_huggingface import made, saved
+
+    theirs = made('ASTForAudioClassification')
+    folder = saved(theirs, tmp_path / 'ast')
+    (folder / 'preprocessor_config.json').write_text(json.dumps({'mean': -3.0, 'std': 2.0}))
+    config = finetune_tiny.get_config('modalities=audio,encoder=shared,mixup=none')
+    config.model.compute.dtype = 'float32'
+    plain = settings.to_plain(config)
+    convert.convert('huggingface', folder, tmp_path / 'run', plain)
+    restored = experiment.restore_model(tmp_path / 'run')
+    assert restored.info.labels['label'].names == ('cat', 'dog', 'rain', 'bell', 'drum')
+    preprocess = experiment.build_preprocess(settings.load_config(tmp_path / 'run'), restored.info)
+    assert (preprocess.convention, preprocess.audio_mean, preprocess.audio_std) == ('kaldi', -3.0, 4.0)
+    sound = np.random.default_rng(0).normal(size=(2, 17, 12)).astype(np.float32)
+    scores = restored.model.apply({'params': restored.params}, {'audio': sound}).averaged['label']
+    import torch
+
+    np.testing.assert_allclose(scores, theirs(torch.from_numpy(sound)).logits.detach(), rtol=1e-4, atol=1e-4)
+    with_data = settings.override(plain, {'data.path': str(tiny_dataset)})
+    with pytest.raises(ValueError, match='the head has 5 classes, and the data in config.data.path 9'):
+        convert.convert('huggingface', folder, tmp_path / 'other', with_data)
+    names = {'id2label': {i: f'sound {i}' for i in range(9)}}
+    with pytest.raises(ValueError, match='9 of 9 classes have other names in the file than in the data'):
+        nine = saved(made('ASTForAudioClassification', **names), tmp_path / 'nine')
+        convert.convert('huggingface', nine, tmp_path / 'other', with_data)
+    # What the file does not say, nobody makes up.
+    (folder / 'preprocessor_config.json').unlink()
+    with pytest.raises(ValueError, match='holds no audio statistics'):
+        convert.convert('huggingface', folder, tmp_path / 'other', plain)
+    assert not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize(

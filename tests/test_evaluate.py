@@ -127,13 +127,8 @@ def test_a_damaged_checkpoint_is_not_scored(workdir, tmp_path):
         evaluate.load_subject(tmp_path, overrides={})
 
 
-def start_evaluation(workdir, repository, cache, *arguments, num_devices):
-    environment = {
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_NUM_CPU_DEVICES': str(num_devices),
-        'JAX_COMPILATION_CACHE_DIR': cache,
-    }
+def start_evaluation(workdir, repository, *arguments, num_devices):
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(num_devices)}
     return subprocess.Popen(
         [sys.executable, '-m', 'avmae_jax.evaluate', f'--workdir={workdir}', '--layers=1', *arguments],
         cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -147,19 +142,18 @@ def finish(process, code=0):
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_score_a_run_as_one_does(workdir, repository, compilation_cache, tmp_path):
+def test_two_processes_score_a_run_as_one_does(workdir, repository, tmp_path):
     folders = [tmp_path / name for name in ('one', 'two')]
     for folder in folders:
         shutil.copytree(workdir, folder)
     # Batches of 8 from splits of 9 and 3: neither divides, so that filled rows are there to be counted wrongly.
     rules = '--config.parallel.rules=fsdp'
-    alone = start_evaluation(folders[0], repository, compilation_cache, rules, num_devices=4)
+    alone = start_evaluation(folders[0], repository, rules, num_devices=4)
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         job = [f'--coordinator=localhost:{probe.getsockname()[1]}', '--num_processes=2', rules]
     first, second = (
-        start_evaluation(folders[1], repository, compilation_cache, *job, f'--process_id={i}', num_devices=2)
-        for i in range(2)
+        start_evaluation(folders[1], repository, *job, f'--process_id={i}', num_devices=2) for i in range(2)
     )
     finish(alone)
     assert 'Written to' in finish(first)
@@ -179,6 +173,6 @@ def test_two_processes_score_a_run_as_one_does(workdir, repository, compilation_
     assert cv2.absdiff(*sheets).max() <= 2
 
 
-def test_a_job_described_by_halves_is_refused(workdir, repository, compilation_cache):
-    process = start_evaluation(workdir, repository, compilation_cache, '--num_processes=2', num_devices=1)
+def test_a_job_described_by_halves_is_refused(workdir, repository):
+    process = start_evaluation(workdir, repository, '--num_processes=2', num_devices=1)
     assert 'give all three or none' in finish(process, code=2)

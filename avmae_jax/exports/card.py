@@ -75,10 +75,12 @@ def card(trained: Trained, format_name: str, dtype: str, results: Sequence[str])
         weights = f'the mean of the checkpoints of steps {", ".join(map(str, sorted(steps)))}'
     else:
         weights = f'the checkpoint of step {about.get("step", 0):,}'
-    libraries = ', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items())
+    libraries = {
+        key: ', '.join(f'{name} {version}' for name, version in about.get(key, {}).items())
+        for key in ('trained_with', 'versions')
+    }
     classes = ''.join(f'- `{head}`: {count} classes\n' for head, count in trained.heads.items())
-    dimensions = 'batch {}'
-    shapes = ''.join(f'- `{m}`: {dimensions.format(list(s))}\n' for m, s in trained.row_shapes.items())
+    shapes = ''.join(f'- `{m}`: [b, {", ".join(map(str, s))}]\n' for m, s in trained.row_shapes.items())
     size = trained.model.encoder.size
     sections = [
         f'---\nlicense: {TO_FILL}\nlibrary_name: avmae_jax\ntags: [{", ".join(["avmae", *trained.modalities])}]\n---\n',
@@ -95,7 +97,8 @@ def card(trained: Trained, format_name: str, dtype: str, results: Sequence[str])
         f'- data: {info.name}, digest `{about.get("trained_on", "")}`\n'
         f'- steps: {about.get("step", 0):,}\n'
         f'- checkpoint: sha256 of its digests `{about.get("digest", "")}`\n'
-        f'- versions: {libraries}\n',
+        f'- trained with: {libraries["trained_with"]}\n'
+        f'- exported with: {libraries["versions"]}\n',
         '## Evaluation\n',
         '\n'.join(results) if results else 'The run holds no results of `python -m avmae_jax.evaluate`.\n',
         '## Licence\n',

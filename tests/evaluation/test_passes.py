@@ -204,7 +204,9 @@ def reconstruct(standardise='none', batch_size=4):
     return {(e.term, e.modality, e.unit): e for e in errors}, model, objective, params
 
 
-@pytest.mark.parametrize('standardise', ['none', 'patch', 'channel'])
+@pytest.mark.parametrize(
+    'standardise', ['channel', *(pytest.param(name, marks=pytest.mark.slow) for name in ('none', 'patch'))]
+)
 def test_error_is_the_loss_that_is_trained(standardise):
     errors, model, objective, params = reconstruct(standardise)
     (batch,) = make_batches(NUM_CLIPS)

@@ -44,7 +44,9 @@ def make_rows(shapes, batch=3):
     return {m: make[m]((batch, *shape)) for m, shape in shapes.items()}
 
 
-@pytest.mark.parametrize('name, function', [('pretrained', 'embed'), ('finetuned', 'classify')])
+@pytest.mark.parametrize('name, function', [
+    pytest.param('pretrained', 'embed', marks=pytest.mark.slow), ('finetuned', 'classify'),
+])  # fmt: skip
 def test_a_program_runs_without_this_package(name, function, pretrained_run, finetuned_run, tmp_path):
     run = {'pretrained': pretrained_run, 'finetuned': finetuned_run}[name]
     trained = pretrained.read_run(run)
@@ -66,6 +68,7 @@ def test_a_program_runs_without_this_package(name, function, pretrained_run, fin
     }[name]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_parameters_in_bfloat16_halve_the_program(pretrained_run):
     trained = pretrained.read_run(pretrained_run)
     whole, half = (len(program.export_function(trained, 'embed', dtype)) for dtype in ('float32', 'bfloat16'))

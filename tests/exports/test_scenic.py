@@ -23,6 +23,11 @@ def make_trained(run, config, seed=0):
     return restored._replace(model=model, objective=objective, params=params, shapes=shapes, config=config)
 
 
+def some(names, quick):
+    """All of the names; those that are not quick for `-m slow`."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
+
+
 def changed(config, changes):
     """With settings put in, those included that the config leaves at their defaults."""
     for path, value in changes.items():
@@ -59,7 +64,7 @@ AUTOENCODERS = {
 }
 
 
-@pytest.mark.parametrize('name', AUTOENCODERS)
+@pytest.mark.parametrize('name', some(AUTOENCODERS, ('mid', 'audio')))
 def test_autoencoders_come_back_bit_for_bit(name, pretrained_run, small_config, tmp_path):
     arguments, changes = AUTOENCODERS[name]
     assert_round_trip(make_trained(pretrained_run, changed(small_config(arguments), changes)), tmp_path / 'out')
@@ -76,7 +81,7 @@ MBTS = {
 }
 
 
-@pytest.mark.parametrize('name', MBTS)
+@pytest.mark.parametrize('name', some(MBTS, ('tokens',)))
 def test_mbts_come_back_bit_for_bit(name, pretrained_run, small_finetuning, tmp_path):
     arguments, changes = MBTS[name]
     assert_round_trip(make_trained(pretrained_run, changed(small_finetuning(arguments), changes)), tmp_path / 'out')
@@ -94,7 +99,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', REFUSED)
+@pytest.mark.parametrize('name', some(REFUSED, ('gelu', 'patches')))
 def test_a_model_without_counterpart_is_refused_with_the_field(
     name, pretrained_run, small_config, small_finetuning, tmp_path
 ):

@@ -138,18 +138,17 @@ def test_a_job_that_is_stopped_saves_and_is_not_tried_again(launch, tmp_path, re
 
 
 @pytest.fixture
-def train(repository, tiny_dataset, smallest, tmp_path, compilation_cache):
+def train(repository, tiny_dataset, smallest, tmp_path):
     """Starts two processes of two devices on the smallest config, by the command line."""
     started = []
 
     def start(name: str) -> subprocess.Popen:
-        values = {'data.path': tiny_dataset, **smallest, 'num_steps': 100, 'checkpoint.every_steps': 10}
+        values = {'data.path': tiny_dataset, **smallest, 'num_steps': 60, 'checkpoint.every_steps': 10}
         values['parallel.rules'] = 'fsdp'
         del values['model.encoder.fusion_layer']
         command = [sys.executable, '-m', 'launch', 'local', 'configs/tiny.py:encoder=early', str(tmp_path / name)]
         command += ['--accelerator=cpu:2', '--num_nodes=2', '--retries=1', f'--jobs={tmp_path}/jobs', '--submit']
-        command += [f'--env=JAX_COMPILATION_CACHE_DIR={compilation_cache}']
-        command += ['--env=JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0']
+        command += [f'--env=JAX_COMPILATION_CACHE_DIR={os.environ["JAX_COMPILATION_CACHE_DIR"]}']  # Not the job's own.
         command += [f'--config.{setting}={value}' for setting, value in values.items()]
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
         started.append(subprocess.Popen(command, cwd=repository, **pipes))
@@ -177,5 +176,5 @@ def test_a_process_that_is_killed_costs_a_retry_and_not_a_bit_of_the_result(trai
     second = (tmp_path / 'jobs/killed/logs/try-1-process-0.log').read_text()
     assert 'Going on from the checkpoint of step' in second
     finish(train('undisturbed'), 0, timeout=800)
-    assert len(figures(tmp_path / 'killed')) == 100
+    assert len(figures(tmp_path / 'killed')) == 60
     assert figures(tmp_path / 'killed') == figures(tmp_path / 'undisturbed')

@@ -13,7 +13,8 @@ import pytest
 
 from avmae_jax.models.blocks import Compute
 from avmae_jax.objectives import Objective, Reconstruction, Target
-from avmae_jax.structs import Mask
+from avmae_jax.ops.preprocess import Preprocess
+from avmae_jax.structs import Batch, Mask
 from avmae_jax.weights import huggingface, safetensors
 from avmae_jax.weights.imported import table
 from avmae_jax.weights.table import apply_rows
@@ -319,3 +320,21 @@ def test_the_preprocessor_says_how_pixels_and_sound_were_normalised(tmp_path):
     settings = huggingface.read(sound, LOOP).settings
     assert (settings['preprocess.audio_mean'], settings['preprocess.audio_std']) == (-3.0, 4.0)
     assert settings['preprocess.convention'] == 'kaldi' and settings['preprocess.num_spec_frames'] == 17
+
+
+def test_sound_is_prepared_as_by_the_feature_extractor(tmp_path):
+    """From int16 to the normalised log-mel, with the frames that fill it up."""
+    folder = saved(made('ASTModel', num_mel_bins=32, max_length=60), tmp_path)
+    extractor = transformers.ASTFeatureExtractor(mean=-3.0, std=2.0, num_mel_bins=32, max_length=60)
+    extractor.save_pretrained(folder)
+    settings = huggingface.read(folder, LOOP).settings
+    preprocess = Preprocess(**{name.removeprefix('preprocess.'): value for name, value in settings.items()})
+    sound = (2000 * np.random.default_rng(0).normal(size=8000)).astype(np.int16)
+    one = np.ones(1, np.float32)
+    batch = Batch(
+        {'audio': sound[None]}, {'audio': one > 0}, {}, one.astype(np.int32), np.zeros((1, 2), np.uint32), one, one
+    )
+    theirs = extractor(sound.astype(np.float32) / 32768, sampling_rate=16_000, return_tensors='np')['input_values']
+    ours = preprocess(batch, train=False)['audio']
+    assert ours.shape == (1, 60, 32)
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
