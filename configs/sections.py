@@ -253,9 +253,9 @@ def classification(
 
 def augment(config, modalities: tuple[str, ...], *, spec_augment: dict | None = None, time_shift: bool = False) -> None:
     """What finetuning changes in pictures and sound, put into a config: ops/augment.py, and jitter of the scale."""
-    if 'video' in modalities:
-        del config.video.crop  # The name of a crop may become one with settings.
-        config.video.crop = dict(name='random', scale=(0.9, 1.33))
+    for modality in {'video', 'image'} & set(modalities):
+        del config[modality].crop  # The name of a crop may become one with settings.
+        config[modality].crop = dict(name='random', scale=(0.9, 1.33))
         config.preprocess.color_jitter = dict(
             jitter_ratio=0.8, drop_ratio=0.1, brightness=32 / 255, contrast=0.4, saturation=0.4, hue=0.2
         )

@@ -7,9 +7,9 @@
 Clips are drawn by the inverse frequency of their classes; for a training set that is balanced already, such as the
 508,994 clips of the paper, give --config.data.balanced_by="".
 
-Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio, encoder=mbt|mid|early|separate|shared,
-fusion=bottleneck|concatenation|late, fusion_layer=N, mixup=mixmod|mixup|none, probe=none|linear,
-records=prepared|legacy.
+Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio|image+audio (one frame of a clip),
+encoder=mbt|mid|early|separate|shared, fusion=bottleneck|concatenation|late, fusion_layer=N,
+mixup=mixmod|mixup|none, probe=none|linear, records=prepared|legacy.
 """
 
 import ml_collections
@@ -32,7 +32,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         probe='none',
         records='prepared',
     )
-    modalities = sections.parse_modalities(args.modalities)
+    modalities = sections.parse_modalities(args.modalities, ('video', 'audio', 'image'))
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 128
@@ -41,6 +41,8 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.data.balanced_by = 'label'
     if 'video' in modalities:
         config.video = sections.video(num_frames=32, frame_seconds=0.08)
+    if 'image' in modalities:
+        config.image = dict(short_side=256, crop_size=224, crop='random', eval_crop='central')
     if 'audio' in modalities:
         config.audio = sections.audio(SECONDS)
     config.preprocess = sections.preprocess(SECONDS if 'audio' in modalities else None, records=args.records)

@@ -10,7 +10,8 @@ from avmae_jax.structs import Mask
 from avmae_jax.weights.formats import FORMATS
 from avmae_jax.weights.imported import table
 from avmae_jax.weights.table import apply_rows, flatten
-from configs.pretrain import audioset
+from configs.finetune import audioset as finetune_audioset
+from configs.pretrain import audioset as pretrain_audioset
 
 torch = pytest.importorskip('torch', reason="torch is of the extra `interop`: pip install 'avmae_jax[interop]'")
 from tests.weights import torch_models as theirs  # noqa: E402  It imports torch.
@@ -307,25 +308,22 @@ def test_modalities_that_have_grown_apart_are_no_cavmae_again(tmp_path):
         apply_rows([row.reverse() for row in imported.rows], ours)
 
 
-def test_a_cavmae_becomes_a_run(tmp_path):
-    torch.save(theirs.randomised(theirs.CAVMAE(CAV_PLACES, CAV_PATCH)).state_dict(), tmp_path / 'weights.pth')
-    config = audioset.get_config('size=Ti,modalities=image+audio')
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'recipe, arguments, classes', [(pretrain_audioset, '', 0), (finetune_audioset, ',mixup=mixup', 5)]
+)
+def test_a_cavmae_becomes_a_run(tmp_path, recipe, arguments, classes):
+    model = theirs.randomised(theirs.CAVMAE({**CAV_PLACES, 'v': 9}, CAV_PATCH, classes))
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    config = recipe.get_config(f'size=Ti,modalities=image+audio{arguments}')
     small = {'image.short_side': 15, 'image.crop_size': 15, 'data.num_workers': 0, 'model.compute.dtype': 'float32'}
     config.update_from_flattened_dict({**small, 'batch_size': 8})
-    given = {**CAV_GIVEN, **BOTH_HEADS}
-    with pytest.raises(
-        ValueError, match=r'trained on image of shape \(15, 10, 3\), and the config gives \(15, 15, 3\)'
-    ):
-        convert.convert('cavmae', tmp_path / 'weights.pth', tmp_path / 'run', settings.to_plain(config), given=given)
-    square = theirs.randomised(theirs.CAVMAE({**CAV_PLACES, 'v': 9}, CAV_PATCH))
-    torch.save(square.state_dict(), tmp_path / 'weights.pth')
-    del given['image']
+    given = {'num_mel_bins': '9', **(HEADS if classes else BOTH_HEADS)}
     convert.convert('cavmae', tmp_path / 'weights.pth', tmp_path / 'run', settings.to_plain(config), given=given)
     restored = experiment.restore_model(tmp_path / 'run')
     audio = drawn('audio', CAV_SHAPES['audio'])
     alone = restored.model.apply({'params': restored.params}, audio, method='encode')
-    wanted = square.encode({'a': torch.from_numpy(audio['audio'])})['a']
-    close(alone['audio'], in_our_order(wanted))
+    close(alone['audio'], in_our_order(model.encode({'a': torch.from_numpy(audio['audio'])})['a']))
 
 
 # -- What does not fit --
