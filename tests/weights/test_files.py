@@ -155,6 +155,12 @@ def test_the_model_is_found_in_a_training_checkpoint(tmp_path):
         assert same(files.read_arrays(tmp_path / 'w.pth'), wanted)
 
 
+def test_a_file_that_is_not_on_this_disk_is_read_through_memory(tmp_path, monkeypatch):
+    write_torch(tmp_path / 'w.pth', some_arrays())
+    monkeypatch.setattr(files.os.path, 'isfile', lambda path: False)
+    assert same(files.read_torch(tmp_path / 'w.pth'), some_arrays())
+
+
 class Opener:
     def __reduce__(self):
         return open, (self.path, 'w')
