@@ -52,7 +52,7 @@ def pytest_addoption(parser):
 
 
 # They start processes and wait for them; begun last, they would leave the other worker idle at the end.
-LONG = ('test_drills.py', 'test_local.py', 'test_finetune.py', 'test_processes.py', 'test_evaluate.py', 'test_convert.py')
+LONG = tuple(f'test_{name}.py' for name in ('drills', 'local', 'finetune', 'processes', 'evaluate', 'convert'))
 
 
 def pytest_collection_modifyitems(items):
