@@ -237,18 +237,39 @@ class Block(nn.Module):
         self.mlp = Mlp(width, size['mlp_width'], size['gelu'])
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, carried: int | None = None) -> Tensor:
-        """All tokens look at all; the last `carried` of them go on (None: all)."""
-        y = self.attention(self.attention_norm(x))
+    def forward(self, x: Tensor, carried: int | None = None, norms: LayerNorms | None = None) -> Tensor:
+        """All tokens look at all; the last `carried` of them go on (None: all). `norms` take the place of its own."""
+        own = self if norms is None else norms
+        y = self.attention(own.attention_norm(x))
         x, y = (x, y) if carried is None else (x[:, -carried:], y[:, -carried:])
         x = x + self._dropped(y)
-        return x + self._dropped(self.mlp(self.mlp_norm(x)))
+        return x + self._dropped(self.mlp(own.mlp_norm(x)))
 
     def _dropped(self, y: Tensor) -> Tensor:
         if not (self.training and self.drop_path):
             return y
         kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
         return y * kept / (1 - self.drop_path)
+
+
+class LayerNorms(nn.Module):
+    """The norms of a Block, for a modality that has its own."""
+
+    def __init__(self, size: dict):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(size['width'], eps=size['norm_epsilon'])
+        self.mlp_norm = nn.LayerNorm(size['width'], eps=size['norm_epsilon'])
+
+
+class Norms(nn.Module):
+    """The norms of a Stack, likewise."""
+
+    def __init__(self, settings: dict, num_layers: int):
+        super().__init__()
+        size = settings['size']
+        self.layers = nn.ModuleList(LayerNorms(size) for _ in range(num_layers))
+        has_norm, epsilon = settings['final_norm'], settings['final_norm_epsilon']
+        self.norm = nn.LayerNorm(size['width'], eps=epsilon) if has_norm else None
 
 
 class Stack(nn.Module):
@@ -262,10 +283,12 @@ class Stack(nn.Module):
         has_norm = settings['final_norm'] if final_norm is None else final_norm
         self.norm = nn.LayerNorm(size['width'], eps=settings['final_norm_epsilon']) if has_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x if self.norm is None else self.norm(x)
+    def forward(self, x: Tensor, norms: Norms | None = None) -> Tensor:
+        """`norms` take the place of its own."""
+        own = self if norms is None else norms
+        for layer, layer_norms in zip(self.layers, own.layers, strict=True):
+            x = layer(x, norms=layer_norms)
+        return x if own.norm is None else own.norm(x)
 
 
 Tokens = dict[str, Tensor]  # By modality, in the order of MODALITIES.
@@ -315,17 +338,25 @@ class EarlyEncoder(nn.Module):
 
 
 class MidEncoder(nn.Module):
-    """A stack for each modality up to `fusion_layer`, then one over the tokens of all."""
+    """A stack for each modality up to `fusion_layer`, then one over the tokens of all.
+
+    With `modality_norms`, a modality that is given alone goes through the latter with norms of its own, as in CAV-MAE
+    (Gong et al. 2023).
+    """
 
     def __init__(self, settings: dict, modalities: list[str]):
         super().__init__()
-        layer = settings['fusion_layer']
-        self.stacks = nn.ModuleDict({m: Stack(settings, stop=layer) for m in modalities})
-        self.stacks[JOINT] = Stack(settings, start=layer)
+        layer, ends = settings['fusion_layer'], settings['final_norm'] and settings['stream_norm']
+        self.stacks = nn.ModuleDict({m: Stack(settings, stop=layer, final_norm=ends) for m in modalities})
+        joint = self.stacks[JOINT] = Stack(settings, start=layer)
+        own = modalities if settings['modality_norms'] else []
+        self.norms = nn.ModuleDict({m: Norms(settings, len(joint.layers)) for m in own})
 
     def forward(self, tokens: Tokens) -> Tokens:
         tokens = {m: self.stacks[m](x) for m, x in tokens.items()}
-        return split(self.stacks[JOINT](join(tokens)), tokens)
+        alone = next(iter(tokens)) if len(tokens) == 1 else None
+        norms = self.norms[alone] if alone in self.norms else None
+        return split(self.stacks[JOINT](join(tokens), norms), tokens)
 
 
 class MBT(nn.Module):

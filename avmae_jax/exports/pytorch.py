@@ -31,7 +31,7 @@ TOKENIZER_FIELDS = (
 )  # fmt: skip
 ENCODER_FIELDS = (
     'final_norm', 'final_norm_epsilon', 'drop_path', 'fusion_layer', 'fusion', 'num_bottlenecks', 'shared_weights',
-    'test_with_bottlenecks',
+    'test_with_bottlenecks', 'stream_norm', 'modality_norms',
 )  # fmt: skip
 HEAD_FIELDS = ('num_classes', 'pooling', 'pooled_norm', 'pooled_norm_epsilon', 'representation')
 LEFT_OUT = ('parent', 'name', 'size', 'compute', 'central_frame', 'tokenizers', 'encoder', 'decoder')

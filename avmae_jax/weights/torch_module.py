@@ -64,8 +64,15 @@ def encoder_rows(model: Trunk, modalities: list[Modality]) -> list[Row]:
     rows = []
     for name in stacks:
         rows += block_rows(f'encoder.stacks.{name}.layers.{{layer}}', f'encoder/{name}/layer_{{layer}}', encoder.size)
-        if encoder.final_norm and not isinstance(encoder, MBT):
+        ends = encoder.final_norm and not isinstance(encoder, MBT)
+        if ends and (name == 'joint' or getattr(encoder, 'stream_norm', True)):
             rows += norm_rows(f'encoder.stacks.{name}.norm', f'encoder/{name}/norm')
+    if isinstance(encoder, MidEncoder) and encoder.modality_norms:
+        for m in modalities:
+            theirs, ours = f'encoder.norms.{m}', f'encoder/joint_{m}'
+            for norm in ('attention_norm', 'mlp_norm'):
+                rows += norm_rows(f'{theirs}.layers.{{layer}}.{norm}', f'{ours}/layer_{{layer}}/{norm}')
+            rows += norm_rows(f'{theirs}.norm', f'{ours}/norm') if encoder.final_norm else []
     if not isinstance(encoder, MBT):
         return rows
     rows += norm_rows('encoder.norm', 'encoder/norm') if encoder.final_norm else []

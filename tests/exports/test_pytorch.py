@@ -104,6 +104,9 @@ MODELS = {
         pooling='max',
         representation=7,
     ),
+    'norms by modality': classifier(
+        MidEncoder(ODD, COMPUTE, fusion_layer=1, stream_norm=False, modality_norms=True, final_norm_epsilon=1e-3)
+    ),
     'bottlenecks': classifier(MBT(SIZE, COMPUTE, fusion_layer=1), TOKEN, pooling='token'),
     'shared bottlenecks': classifier(
         MBT(SIZE, COMPUTE, fusion_layer=2, num_bottlenecks=2, shared_weights=True), pooling='joint_mean'
@@ -140,7 +143,7 @@ def answers(trained, media):
     return jax.jit(ask)(trained.params, media)
 
 
-@pytest.mark.parametrize('name', some(MODELS, ('early', 'mid', 'bottlenecks', 'overlapping')))
+@pytest.mark.parametrize('name', some(MODELS, ('early', 'mid', 'norms by modality', 'bottlenecks', 'overlapping')))
 def test_the_module_says_what_the_model_says(name, tmp_path):
     model = MODELS[name]
     view = View(**{m: part for m, part in VIEW.parts.items() if m in model.tokenizers})
@@ -155,7 +158,7 @@ def test_the_module_says_what_the_model_says(name, tmp_path):
 
 
 def test_going_to_pytorch_and_back_is_the_identity(tmp_path):
-    for name in ('mid', 'bottlenecks', 'early', 'overlapping'):
+    for name in ('mid', 'norms by modality', 'bottlenecks', 'early', 'overlapping'):
         model = MODELS[name]
         trained = make_trained(model)
         arrays = torch_module.dump(model, trained.params)
