@@ -96,7 +96,7 @@ def check_outputs(notebook):
         assert any('image/jpeg' in output.get('data', {}) for output in outputs[name]), name
     assert sum('<audio' in output.get('data', {}).get('text/html', '') for output in outputs['listen-code']) == 2
     figures = {name: [float(x) for x in re.findall(r'\d+\.\d+', text_of(outputs[name]))] for name in outputs}
-    assert len(figures['loss-code']) == 8 and len(figures['probe-code']) == 2 * 3 + 3 * 2
+    assert len(figures['loss-code']) == 8 and len(figures['probe-code']) == 2 * 3 + 3 * 2 + 2 * 2
     assert np.isfinite(figures['loss-code'] + figures['probe-code']).all()
     assert re.search(r'\d+% of \d+ clips .* by chance: \d+%', text_of(outputs['neighbours-code']))
     assert 'model.safetensors' in text_of(outputs['export-code'])
