@@ -4,8 +4,8 @@
     python benchmarks/plan_sizes.py --output=PLANS --topologies=v5e:4x4,v5e:16x16 --sizes=L     # needs avmae_jax[plan]
 
 Each row is one `python -m avmae_jax.plan`, kept in PLANS/NAME and not made again: on a core some 50 s for GPUs, three
-minutes for TPUs. Writes PLANS/results.md: sizes by machine and sharding rules with a constant number of clips a chip (weak
-scaling), and one size with a constant batch (strong scaling).
+minutes for TPUs. Writes PLANS/results.md: sizes by machine and sharding rules with a constant number of clips a chip
+(weak scaling), and one size with a constant batch (strong scaling).
 """
 
 from __future__ import annotations
