@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 BIN := $(VENV)/bin
 CLIPS ?=
 DEMO ?= demo
-PYTEST_FLAGS ?= -n 2 --dist loadfile -q
+PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -q
 
 .PHONY: demo test lint clean
 

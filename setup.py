@@ -51,8 +51,10 @@ setup(
         'interop': ['safetensors>=0.5,<1', 'torch>=2.6', 'transformers>=5.0,<6'],
         'test': [
             'beartype>=0.20',
+            'ipykernel>=6.29',
             'kaldi_native_fbank>=1.20',
             'mypy>=1.15',
+            'nbclient>=0.10',
             'pytest>=8',
             'pytest-timeout>=2.3',
             'pytest-xdist>=3.6',

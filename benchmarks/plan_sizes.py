@@ -1,11 +1,11 @@
-"""The tables of docs/performance.md that say how models of every size spread over TPUs that are not there.
+"""The tables of docs/performance.md that say how models of every size spread over chips that are not there.
 
-    python benchmarks/plan_sizes.py --output=PLANS
-    python benchmarks/plan_sizes.py --output=PLANS --sizes=L --topologies=v5e:4x4
+    python benchmarks/plan_sizes.py --output=PLANS                                         # H200; needs avmae_jax[cuda]
+    python benchmarks/plan_sizes.py --output=PLANS --topologies=v5e:4x4,v5e:16x16 --sizes=L     # needs avmae_jax[plan]
 
-Each row is one `python -m avmae_jax.plan` (some 20 to 60 s on a core, without a TPU), kept in PLANS/NAME and not made
-again. Writes PLANS/results.md: sizes by machine and sharding rules with a constant number of clips a chip (weak
-scaling), and one size with a constant batch (strong scaling).
+Each row is one `python -m avmae_jax.plan`, kept in PLANS/NAME and not made again: on a core some 50 s for GPUs, three
+minutes for TPUs. Writes PLANS/results.md: sizes by machine and sharding rules with a constant number of clips a chip
+(weak scaling), and one size with a constant batch (strong scaling).
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from avmae_jax.evaluation.tables import format_markdown
 from avmae_jax.progress import progress
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CHIPS = {'v5e:4x4': 16, 'v5e:8x8': 64, 'v5e:16x16': 256, '4 x v5e:16x16': 1024}
-GROUP = 16  # Chips that hold one copy of a state that is split.
+CHIPS = {
+    'h200:2x8': 16, 'h200:8x8': 64, 'h200:32x8': 256, 'h200:128x8': 1024,
+    'v5e:4x4': 16, 'v5e:8x8': 64, 'v5e:16x16': 256, '4 x v5e:16x16': 1024,
+}  # fmt: skip
+GROUPS = {'h200': 8, 'v5e': 16}  # Chips that hold one copy of a state that is split.
 RULES = ('fsdp', 'tensor', 'replicated')
 CLIPS = 16  # A chip, where that is constant.
 STRONG = 1024  # Clips, where the batch is constant.
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the plans and results.md.')
 _SIZES = flags.DEFINE_list('sizes', ['B', 'L', 'H', 'g'], 'Of configs/pretrain/audioset.py.')
-_TOPOLOGIES = flags.DEFINE_list('topologies', ['v5e:4x4', 'v5e:16x16'], f'Of weak scaling: any of {"; ".join(CHIPS)}.')
+_TOPOLOGIES = flags.DEFINE_list('topologies', ['h200:2x8', 'h200:32x8'], f'Of weak scaling: any of {"; ".join(CHIPS)}.')
 
 
 class Row(NamedTuple):
@@ -55,7 +58,7 @@ class Row(NamedTuple):
         chips = CHIPS[self.topology]
         # A decoder of size B has six heads, which two devices can share and four cannot.
         model = (2 if self.size == 'B' else 4) if self.rules == 'tensor' else 1
-        data = {'replicated': chips, 'fsdp': GROUP, 'tensor': 1}[self.rules]
+        data = {'replicated': chips, 'fsdp': GROUPS[shape.partition(':')[0]], 'tensor': chips // model}[self.rules]
         return [
             *(sys.executable, '-m', 'avmae_jax.plan', f'--config=configs/pretrain/audioset.py:size={self.size}'),
             *(f'--topology={shape}', f'--num_slices={slices or 1}', f'--config.parallel.rules={self.rules}'),
@@ -121,11 +124,12 @@ def main(argv: list[str]) -> None:
         for topology in _TOPOLOGIES.value
         for rules in RULES
     ]
-    strong = [Row('L', topology, 'fsdp', STRONG) for topology in CHIPS]
+    kind = _TOPOLOGIES.value[0].split()[-1].partition(':')[0]
+    strong = [Row('L', topology, 'fsdp', STRONG) for topology in CHIPS if kind in topology]
     tables = {'Constant clips a chip': weak, f'A constant batch of {STRONG:,}': strong}
     plans: dict[Row, dict[str, Any]] = {}
     # What is worth most first: the tables are written after each plan.
-    for row in progress(sorted({*weak, *strong}, key=lambda row: RULES.index(row.rules)), 'compiling', 'plans'):
+    for row in progress(sorted({*weak, *strong}, key=lambda row: (RULES.index(row.rules), row)), 'compiling', 'plans'):
         plans[row] = make_plan(row, folder)
         found = {
             title: format_markdown([HEAD, *(cells(row, plans[row]) for row in rows if row in plans)])

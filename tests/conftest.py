@@ -51,6 +51,22 @@ def pytest_addoption(parser):
     )
 
 
+# They start processes and wait for them; begun last, they would leave the other worker idle at the end.
+LONG = tuple(f'test_{name}.py' for name in ('drills', 'local', 'finetune', 'processes', 'evaluate', 'convert'))
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: with --no-loadscope-reorder workers take files in this order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_what_was_compiled():
+    """A worker would hold the programs of all its files, gigabytes; what is needed again is in CACHE."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def repository() -> pathlib.Path:
     """The root of the checkout."""

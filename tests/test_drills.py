@@ -108,6 +108,7 @@ def test_killed_at_any_moment_a_run_goes_on_bit_for_bit(expected, start_training
     assert figures(tmp_path) == expected
 
 
+@pytest.mark.slow  # SIGTERM to one of two processes, below, is met in the same way.
 def test_sigterm_saves_first_and_the_run_goes_on_bit_for_bit(expected, start_training, tmp_path):
     # A prime distance between saves: the step that is saved is one that only the signal can have chosen.
     seldom = '--config.checkpoint.every_steps=293'
@@ -150,7 +151,10 @@ def test_a_full_disk_ends_the_run_with_its_last_checkpoint_and_room_lets_it_go_o
     assert figures(small_disk) == expected
 
 
-@pytest.mark.parametrize('limit_bytes', [4_096, 40_000], ids=['the figures', 'a checkpoint'])
+@pytest.mark.parametrize(
+    'limit_bytes',
+    [pytest.param(4_096, id='the figures', marks=pytest.mark.slow), pytest.param(40_000, id='a checkpoint')],
+)
 def test_where_files_may_not_grow_a_run_ends_as_on_a_full_disk(expected, start_training, tmp_path, limit_bytes):
     # A limit on the size of files (ulimit -f) meets the same calls as a full disk, and anyone may set one.
     process = start_training(tmp_path)

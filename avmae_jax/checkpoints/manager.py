@@ -9,7 +9,6 @@ it, is passed over for the one before.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from avmae_jax.checkpoints.digests import digest, relative, walk
 from avmae_jax.parallel import hosts
 
 DIGESTS_FILE = 'digests.json'
@@ -171,9 +171,9 @@ class Checkpoints:
             for child in self.directory.iterdir()
             if TEMPORARY_MARK in child.name and '.' not in child.name.split(TEMPORARY_MARK)[0]
         )
-        files = sorted(path for path in _walk(folder) if path.name != STEP_METADATA_FILE)
+        files = sorted(path for path in walk(folder) if path.name != STEP_METADATA_FILE)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            digests = dict(zip((_relative(path, folder) for path in files), pool.map(_digest, files), strict=True))
+            digests = dict(zip((relative(path, folder) for path in files), pool.map(digest, files), strict=True))
         content = {'files': digests, 'step_metadata': _step_metadata(folder)}
         (folder / DIGESTS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True))
 
@@ -262,7 +262,7 @@ def find_fault(folder: epath.PathLike, items: Iterable[str] | None = None) -> st
 
     def fault(name: str) -> str | None:
         try:
-            found = _digest(folder / name)
+            found = digest(folder / name)
         except OSError as error:
             return f'{name} cannot be read ({error.strerror or error})'
         return None if found == expected[name] else f'{name} is not what was written (its digest differs)'
@@ -279,27 +279,6 @@ def _count_bytes(items: Mapping[str, Any]) -> int:
 
 def _read_metric(metrics: Mapping[str, float]) -> float:
     return metrics[METRIC]
-
-
-def _walk(folder: epath.Path) -> Iterable[epath.Path]:
-    for child in folder.iterdir():
-        if child.is_dir():
-            yield from _walk(child)
-        else:
-            yield child
-
-
-def _relative(path: epath.Path, folder: epath.Path) -> str:
-    return os.fspath(path)[len(os.fspath(folder)) :].lstrip('/')
-
-
-def _digest(path: epath.Path) -> list[Any]:
-    digest, size = hashlib.sha256(), 0
-    with path.open('rb') as file:
-        while block := file.read(2**22):
-            digest.update(block)
-            size += len(block)
-    return [size, digest.hexdigest()]
 
 
 def _step_metadata(folder: epath.Path) -> dict[str, Any]:

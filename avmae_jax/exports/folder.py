@@ -7,12 +7,13 @@ licence may be filled in.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
+
+from avmae_jax.checkpoints.digests import digest, relative, walk
 
 DIGESTS_FILE = 'digests.json'
 MAX_JSON_BYTES = 2**26
@@ -44,7 +45,7 @@ def write_json(path: epath.Path, content: Any) -> None:
 
 def write_digests(folder: epath.Path) -> None:
     """Of all files in the folder, those of its folders included."""
-    files = {str(path)[len(str(folder)) + 1 :]: _digest(path) for path in sorted(_walk(folder))}
+    files = {relative(path, folder): digest(path) for path in sorted(walk(folder))}
     write_json(folder / DIGESTS_FILE, {'files': files})
 
 
@@ -72,23 +73,5 @@ def check_digests(folder: epath.Path, names: Iterable[str]) -> None:
             raise ValueError(f'{folder / DIGESTS_FILE} does not tell of {name}: no export to load, or not a whole one.')
         if not (folder / name).exists():
             raise ValueError(f'{folder} has no {name}: the export is not whole.')
-        if _digest(folder / name) != expected[name]:
+        if digest(folder / name) != expected[name]:
             raise ValueError(f'{folder / name} is not what was exported: its size or digest differs.')
-
-
-def _walk(folder: epath.Path) -> Iterable[epath.Path]:
-    for child in folder.iterdir():
-        if child.is_dir():
-            yield from _walk(child)
-        else:
-            yield child
-
-
-def _digest(path: epath.Path) -> list[Any]:
-    """[bytes, sha256]"""
-    digest, size = hashlib.sha256(), 0
-    with path.open('rb') as file:
-        while block := file.read(2**22):
-            digest.update(block)
-            size += len(block)
-    return [size, digest.hexdigest()]

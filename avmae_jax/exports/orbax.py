@@ -30,6 +30,7 @@ def write(folder: epath.Path, trained: Trained, dtype: str) -> None:
         'dataset': {'digest': trained.about['trained_on'], 'info': json.loads(trained.info.to_json())},
         'input_shapes': {modality: list(shape) for modality, shape in trained.shapes.items()},
         'step': trained.about['step'],
+        'versions': trained.about['trained_with'],
         'about': trained.about,
     }
     params = jax.tree.map(lambda x: x.astype(DTYPES[dtype]), trained.params)

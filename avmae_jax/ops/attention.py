@@ -33,7 +33,7 @@ def pick_implementation(implementation: str, dtype: jnp.dtype, num_tokens: int, 
     if platform == 'tpu':
         return 'splash' if num_tokens >= SPLASH_TOKENS and head_width <= LANES else 'xla'
     half = dtype in (jnp.bfloat16, jnp.float16)
-    if not half or head_width % 8 or head_width > 128 or platform not in ('gpu', 'cuda'):
+    if not half or head_width % 8 or head_width > 128 or platform != 'gpu':
         return 'xla'
     if jax.default_backend() != 'gpu':  # A plan, which asks for GPUs that have it.
         return 'cudnn' if _cudnn_is_installed() else 'xla'
@@ -51,7 +51,10 @@ def _cudnn_is_installed() -> bool:
 def target_platform() -> str:
     """Of the mesh that a function is compiled for, which may be of devices that are not here; or of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind  # 'cpu', 'TPU v5 lite', 'NVIDIA H200'; jax 0.10.0 has no `platform` here.
+    return 'cpu' if kind == 'cpu' else 'tpu' if kind.startswith('TPU') else 'gpu'
 
 
 @jax.custom_vjp

@@ -3,8 +3,6 @@ import shutil
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 import avmae_jax
 from avmae_jax import evaluate, export
@@ -14,12 +12,9 @@ from avmae_jax.evaluation import passes
 parquet = pytest.importorskip('pyarrow.parquet', reason="needs pip install 'avmae_jax[export]'")
 
 
-def run(*arguments):
-    with flagsaver.flagsaver():
-        export.main(flags.FLAGS(['export', *map(str, arguments)]))
-
-
-def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(pretrained_run, tiny_clips, tmp_path):
+def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(
+    run_export, pretrained_run, tiny_clips, tmp_path
+):
     """The test clips of the prepared dataset, from their files: `prepare` and this read them alike."""
     rows = [row for row in csv.DictReader(tiny_clips.open()) if row['split'] == 'test']
     with (tmp_path / 'list.csv').open('w', newline='') as file:
@@ -27,7 +22,9 @@ def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(pre
         writer.writeheader()
         for row in rows:
             writer.writerow({'path': tiny_clips.parent / row['path'], 'start': row.get('start'), 'end': row.get('end')})
-    run(f'--checkpoint={pretrained_run}', f'--embeddings={tmp_path}/list.csv', f'--output={tmp_path}/out.parquet')
+    run_export(
+        f'--checkpoint={pretrained_run}', f'--embeddings={tmp_path}/list.csv', f'--output={tmp_path}/out.parquet'
+    )
     table = parquet.read_table(tmp_path / 'out.parquet')
     assert table.column_names == ['path', 'start', 'end', 'video', 'audio']
     assert table['path'].to_pylist() == [str(tiny_clips.parent / row['path']) for row in rows]
@@ -42,7 +39,9 @@ def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(pre
     assert schema.read_info(subject.config['data']['path']).media.short_side == 64
 
 
-def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(pretrained_run, tiny_clips, tmp_path, capsys):
+def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(
+    run_export, pretrained_run, tiny_clips, tmp_path, capsys
+):
     export.export(tmp_path / 'model', avmae_jax.load_pretrained(pretrained_run).trained, 'safetensors', 'float32')
     folder = tmp_path / 'media'
     folder.mkdir()
@@ -55,7 +54,7 @@ def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(pretrained_r
         file.writeframes(np.random.default_rng(0).integers(-9000, 9000, 8000).astype('<i2').tobytes())
     arguments = [f'--checkpoint={tmp_path}/model', f'--embeddings={folder}', '--num_clips=2']
     with pytest.raises(SystemExit) as caught:
-        run(*arguments, f'--output={tmp_path}/out.parquet')
+        run_export(*arguments, f'--output={tmp_path}/out.parquet')
     assert caught.value.code == export.EXIT_DATA
     told = capsys.readouterr()
     assert 'b.mp4' in told.err and '1 of 3 clips cannot be read' in told.err and '2 of 3 clips' in told.out
@@ -64,7 +63,7 @@ def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(pretrained_r
     assert [x is None for x in table['video'].to_pylist()] == [False, True]
     assert np.isfinite(table['audio'].to_pylist()).all()
     with pytest.raises(SystemExit):
-        run(*arguments, f'--output={tmp_path}/out.parquet')
+        run_export(*arguments, f'--output={tmp_path}/out.parquet')
     assert 'is there already' in capsys.readouterr().err
     assert not list(tmp_path.glob('*.partial'))
 

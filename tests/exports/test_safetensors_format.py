@@ -207,13 +207,10 @@ def test_names_are_layer_by_layer_however_the_model_lays_them_out(exported, pret
         (['--checkpoint={run}', '--output={out}', 'stray'], 'What is stray?'),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(arguments, message, pretrained_run, tmp_path, capsys):
-    from absl import flags
-    from absl.testing import flagsaver
-
+def test_the_command_says_what_is_wrong_in_one_line(arguments, message, run_export, pretrained_run, tmp_path, capsys):
     arguments = [text.format(run=pretrained_run, out=tmp_path / 'out') for text in arguments]
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
-        export.main(flags.FLAGS(['export', *arguments]))
+    with pytest.raises(SystemExit) as caught:
+        run_export(*arguments)
     assert caught.value.code == export.EXIT_SETTINGS
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,12 +38,26 @@ def test_on_cpu_auto_means_plain_xla():
         pick('flash')
 
 
-def test_on_tpu_auto_means_splash_for_long_sequences():
-    tpu = jax.sharding.AbstractDevice(device_kind='TPU v5 lite', num_cores=1, platform='tpu')
-    mesh = jax.sharding.AbstractMesh((1,), ('data',), axis_types=(AxisType.Auto,), abstract_device=tpu)
-    with jax.sharding.use_abstract_mesh(mesh):
+class Device(NamedTuple):
+    device_kind: str
+
+
+def devices_of(kind: str):
+    mesh = jax.sharding.AbstractMesh((1,), ('data',), axis_types=(AxisType.Auto,), abstract_device=Device(kind))
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def test_it_is_settled_by_the_devices_that_are_compiled_for(monkeypatch):
+    with devices_of('TPU v5 lite'):
         assert pick() == 'splash'
         assert pick(num_tokens=300) == pick(head_width=256) == pick('xla') == 'xla'
+    for installed in (True, False):
+        monkeypatch.setattr(attention, '_cudnn_is_installed', lambda installed=installed: installed)
+        with devices_of('NVIDIA H200'):  # Which is not here: a plan.
+            assert pick() == ('cudnn' if installed else 'xla')
+            assert attention.pick_implementation('auto', jnp.dtype('float32'), 300, 64) == 'xla'
+    with devices_of('cpu'):
+        assert pick() == 'xla'
 
 
 @pytest.mark.parametrize(('num_tokens', 'head_width'), [(1, 64), (130, 16), (384, 80)])
