@@ -74,8 +74,17 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     )
     if other:
         raise ValueError(f'{path}: {few(other)} are no arrays of floats, as parameters are.')
-    step = state.get('global_step')
-    return Checkpoint(checked(path, arrays), int(np.max(step)) if step is not None else 0)
+    return Checkpoint(checked(path, arrays), _step(path, state.get('global_step')))
+
+
+def _step(path: epath.PathLike, said: Any) -> int:
+    """One integer, of which each device may have had a copy; 0 where nothing is said."""
+    if said is None:
+        return 0
+    copies = np.unique(said) if isinstance(said, int | np.integer | np.ndarray) else np.empty(0)
+    if copies.size != 1 or copies.dtype.kind not in 'iu' or copies[0] < 0:
+        raise ValueError(f'{path}: global_step is {said!r:.80}, where one integer, 0 or above, was due.')
+    return int(copies[0])
 
 
 def write_checkpoint(path: epath.PathLike, arrays: Mapping[str, np.ndarray], step: int = 0) -> None:
