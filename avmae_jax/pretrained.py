@@ -97,6 +97,12 @@ class Pretrained:
         """
         if self.labels:
             raise ValueError('this model was finetuned to name classes and cannot rebuild: take the pretrained one.')
+        for name, ratio in (mask_ratio or {}).items():
+            if name not in self.trained.objective.mask_ratio:
+                known = ', '.join(self.trained.objective.mask_ratio)
+                raise ValueError(f'mask_ratio={mask_ratio!r}: the model knows no {name!r}; name one of {known}.')
+            if not isinstance(ratio, int | float | np.floating) or not 0 <= ratio < 1:
+                raise ValueError(f'mask_ratio={mask_ratio!r}: {name} must be a number in [0, 1).')
         ratios = tuple(sorted((mask_ratio or {}).items()))
         if ratios not in self._compiled:
             reconstruct = functools.partial(functions.reconstruct, self.trained, mask_ratio=dict(ratios))
