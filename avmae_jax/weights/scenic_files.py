@@ -131,6 +131,8 @@ def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, st
         raise ValueError(f'{path}: its config has no {error}.') from error
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f'{path}: its config does not tell what the model is: {error!r}.') from error
     classes = None if isinstance(model, MaskedAutoencoder) else ()
     return Imported(model, params, shapes, rows, arrays, classes=classes, settings=settings)
 
