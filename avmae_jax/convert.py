@@ -38,7 +38,7 @@ from avmae_jax import checks, experiment, settings
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import LabelSet
+from avmae_jax.data.schema import LabelSet, unnamed_classes
 from avmae_jax.models.blocks import Compute
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.parallel import hosts
@@ -202,7 +202,7 @@ def open_data(config: settings.Config, imported: Imported, name: str) -> tuple[M
     )
     if isinstance(imported.model, Classifier):
         count = imported.model.num_classes[HEAD]
-        names = tuple(imported.classes or (f'class {i}' for i in range(count)))
+        names = tuple(imported.classes or unnamed_classes(count))
         multi = config['objective']['heads'][HEAD] == 'sigmoid'
         described.info = dataclasses.replace(described.info, labels={HEAD: LabelSet(names, multi)})
     return Mixture([described]), ''
