@@ -129,6 +129,7 @@ def test_transformers_says_what_the_model_says(name, tmp_path):
         tmp_path / 'out', output_loading_info=True
     )
     assert {key.split('.')[0] for key in problems['missing_keys']} <= {'pooler'} and not problems['unexpected_keys']
+    assert f'transformers.{type(theirs).__name__}.from_pretrained' in (tmp_path / 'out/README.md').read_text()
     assert type(transformers.AutoModel.from_pretrained(tmp_path / 'out')).__name__.startswith(name[:3])
     rng = np.random.default_rng(1)
     shape = trained.row_shapes[modality]
