@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from avmae_jax.evaluation import tables
@@ -142,7 +143,10 @@ def _rows(trained: Trained) -> str:
 
 
 def find_results(about: Mapping[str, Any]) -> list[str]:
-    """The tables of what the run's folder `evaluation` holds of these very parameters, each with its split."""
+    """The tables of what the run's folder `evaluation` holds of these very parameters, each with its split.
+
+    Of a file that cannot be read it is told that it cannot: what is exported is no less whole.
+    """
     if 'checkpoint' not in about or len(about.get('averaged_steps', [])) > 1:
         return []
     folder = epath.Path(about['checkpoint']).parent.parent / 'evaluation'
@@ -155,5 +159,6 @@ def find_results(about: Mapping[str, Any]) -> list[str]:
                 split, digest = content['data']['splits']['test'], content['data']['digest']
                 found.append(f'Split {split} of data `{digest}`:\n\n```\n{tables.describe(content["results"])}\n```\n')
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-            raise ValueError(f'{path} holds no results: {error!r}. Move it away, or evaluate again.') from error
+            logging.warning('%s holds no results that can be read: %r. The model card says so.', path, error)
+            found.append(f'`evaluation/{path.name}` of the run could not be read: its results are not here.\n')
     return found

@@ -87,9 +87,13 @@ def test_the_card_tells_where_the_model_comes_from(exported, pretrained_run, tmp
     (run / 'evaluation/a.json').write_text(json.dumps({'subject': trained.about, **content}))
     other = {**trained.about, 'digest': 'another'}
     (run / 'evaluation/b.json').write_text(json.dumps({'subject': other, **content}).replace('4321', '8765'))
+    for name, content in {'cut': '{"subject": ', 'list': '[]', 'empty': '{}'}.items():
+        (run / f'evaluation/{name}.json').write_text(content)
     export.export(tmp_path / 'with results', trained, 'safetensors', 'float32')
     text = (tmp_path / 'with results' / 'README.md').read_text()
     assert '0.432' in text and '0.87' not in text  # Results of other parameters say nothing of these.
+    for name in ('cut', 'list', 'empty'):
+        assert f'`evaluation/{name}.json` of the run could not be read' in text
     assert trained.about['digest'] in text and trained.about['trained_on'] in text
 
 
