@@ -29,6 +29,7 @@ def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(
     )
     table = parquet.read_table(tmp_path / 'out.parquet')
     assert table.column_names == ['path', 'start', 'end', 'video', 'audio']
+    assert table.schema.metadata[b'avmae_jax'] == repr(f'{pretrained_run.name}/checkpoints/7').encode()
     assert table['path'].to_pylist() == [str(tiny_clips.parent / row['path']) for row in rows]
     subject = evaluate.load_subject(pretrained_run, overrides={})
     evaluator = evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train')
