@@ -14,8 +14,8 @@ an error, and nothing is written then. RUN gets
     checkpoints/0            parameters, fresh optimiser
 
 and is evaluated, planned (--config=RUN/config.py --num_clips=N), finetuned (--config.start.path=RUN) and gone on with
-like any other. With config.data.path the data is looked at, and its classes are those of the head; without, RUN has none
-and every command that reads data is to be told where it is.
+like any other. With config.data.path the data is looked at, and its classes are those of the head; without, RUN has
+none, and every command that reads data is to be told where it is.
 
 Exit codes: 0 done; 2 a setting is wrong, or the weights do not fit, or a file cannot be read or written.
 """
