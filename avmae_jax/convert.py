@@ -7,13 +7,15 @@ objective) is of `--config`, a config of pretraining for an autoencoder and one 
 `--config.name=value` changes one of its settings. Where both say something, what is taken is printed; what cannot be is
 an error, and nothing is written then. RUN gets
 
-    config.json, config.py   the settings; to go on with it: train --config=RUN/config.py --workdir=RUN
+    config.json, config.py   the settings; to go on with it:
+                             train --config=RUN/config.py --config.data.path=SHARDS --workdir=RUN
     start.txt                what became of every array
     parameters.txt           the table of parameters
     checkpoints/0            parameters, fresh optimiser
 
-and is evaluated, planned (--config=RUN/config.py), finetuned (--config.start.path=RUN) and gone on with like any other.
-With config.data.path the data is looked at, and its classes are those of the head; without, RUN takes any data.
+and is evaluated, planned (--config=RUN/config.py --num_clips=N), finetuned (--config.start.path=RUN) and gone on with
+like any other. With config.data.path the data is looked at, and its classes are those of the head; without, RUN has
+none, and every command that reads data is to be told where it is.
 
 Exit codes: 0 done; 2 a setting is wrong, or the weights do not fit, or a file cannot be read or written.
 """
