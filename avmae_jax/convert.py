@@ -17,7 +17,8 @@ and is evaluated, planned (--config=RUN/config.py --num_clips=N), finetuned (--c
 like any other. With config.data.path the data is looked at, and its classes are those of the head; without, RUN has
 none, and every command that reads data is to be told where it is.
 
-Exit codes: 0 done; 2 a setting is wrong, or the weights do not fit, or a file cannot be read or written.
+Exit codes: 0 done; 2 a setting is wrong, or the weights do not fit, or a file cannot be read or written; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from avmae_jax.weights import imported as imported_lib
 from avmae_jax.weights.formats import FORMATS
 from avmae_jax.weights.imported import HEAD, Imported
 
-EXIT_SETTINGS = 2
+EXIT_SETTINGS, EXIT_INTERRUPTED = 2, 130
 NUM_CLIPS = 1_000_000  # Of data that is not there; only the length of a run by epochs hangs on it.
 CONFIG_MODULE = '''"""The settings of this run, for commands that take --config."""
 
@@ -327,6 +328,9 @@ def main(argv: list[str], overrides: Mapping[str, Any]) -> int:
         logging.debug('The setting was found wrong here:', exc_info=True)
         print(f'convert: {error}', file=sys.stderr, flush=True)
         return EXIT_SETTINGS
+    except KeyboardInterrupt:
+        print('convert: interrupted; nothing was written.', file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,13 +36,20 @@ from jaxtyping import Float
 
 from avmae_jax import experiment
 from avmae_jax.checkpoints.manager import DIGESTS_FILE
-from avmae_jax.data.views import View
+from avmae_jax.data.views import AudioView, View
 from avmae_jax.exports import functions, native
 from avmae_jax.exports.functions import Rebuilt
 from avmae_jax.exports.rows import make_rows
 from avmae_jax.exports.trained import Trained, nested_params, rebuild_preprocess
+from avmae_jax.ops.preprocess import STORED, Preprocess
 from avmae_jax.settings import Config, override
 from avmae_jax.structs import Array, Modality
+from avmae_jax.weights.table import Arrays
+
+MAX_TOKENS = 2**17  # Of a row; a video of 16 x 224 x 224 has 1,568.
+MAX_AXIS = 2**20  # Of a row.
+# What comes of JSON that says something else than was written.
+WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Pretrained:
@@ -97,6 +105,12 @@ class Pretrained:
         """
         if self.labels:
             raise ValueError('this model was finetuned to name classes and cannot rebuild: take the pretrained one.')
+        for name, ratio in (mask_ratio or {}).items():
+            if name not in self.trained.objective.mask_ratio:
+                known = ', '.join(self.trained.objective.mask_ratio)
+                raise ValueError(f'mask_ratio={mask_ratio!r}: the model knows no {name!r}; name one of {known}.')
+            if not isinstance(ratio, int | float | np.floating) or not 0 <= ratio < 1:
+                raise ValueError(f'mask_ratio={mask_ratio!r}: {name} must be a number in [0, 1).')
         ratios = tuple(sorted((mask_ratio or {}).items()))
         if ratios not in self._compiled:
             reconstruct = functools.partial(functions.reconstruct, self.trained, mask_ratio=dict(ratios))
@@ -134,14 +148,17 @@ def read_export(folder: epath.Path, dtype: str | None = None) -> Trained:
         sections = {name: stored.config[name] for name in native.SECTIONS}
         sections = _with_dtype(sections, dtype)
         model, objective = experiment.build_model(sections, stored.info), experiment.build_objective(sections)
-        shapes = {modality: tuple(shape) for modality, shape in stored.config['input_shapes'].items()}
         preprocess = rebuild_preprocess(stored.preprocessing)
         view = _rebuild_view(stored.preprocessing)
+        _check_sizes(model, stored.arrays)
+        shapes = _read_shapes(stored.config['input_shapes'], model)
+        _compare_shapes(shapes, view, preprocess)
         wanted = jax.eval_shape(experiment.make_init_params(model, objective, shapes), jax.random.key(0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{folder}: {error if isinstance(error, ValueError) else repr(error)}') from error
+    except WRONG as error:
+        why = error if isinstance(error, ValueError) else f'its JSON does not tell what the model is: {error!r}'
+        raise ValueError(f'{folder}: {why}') from error
     try:
-        params = nested_params(stored.arrays, wanted, sections['model']['compute']['scan'])
+        params = nested_params(stored.arrays, wanted, model.encoder.compute.scan)
     except ValueError as error:
         raise ValueError(f'{folder / native.WEIGHTS}: {error}') from error
     about = stored.config['about']
@@ -201,6 +218,57 @@ def _rebuild_view(described: Mapping[str, Any]) -> View:
         known = [field.name for field in dataclasses.fields(kind)]
         parts[modality] = kind(**{name: part[name] for name in known if name in part})
     return View(**parts)
+
+
+def _check_sizes(model: experiment.Model, arrays: Arrays) -> None:
+    """Compares how large a model says it is with its arrays, before anything is made of that size."""
+    longest = max((size for array in arrays.values() for size in array.shape), default=0)
+    for part in ('encoder', 'decoder'):
+        size = getattr(getattr(model, part, None), 'size', None)
+        limits = {'width': longest, 'mlp_width': longest, 'num_heads': longest, 'num_layers': len(arrays)}
+        for name, limit in limits.items() if size is not None else ():
+            if not 0 < getattr(size, name) <= limit:
+                raise ValueError(
+                    f'{native.CONFIG}: model.{part}.size.{name} is {getattr(size, name)}, and by {native.WEIGHTS} it '
+                    f'is at most {limit}.'
+                )
+
+
+def _read_shapes(described: Any, model: experiment.Model) -> dict[Modality, tuple[int, ...]]:
+    """Modality -> shape of one row, of as many tokens as a table of positions may be made for."""
+    where = f'{native.CONFIG}: input_shapes'
+    if not isinstance(described, Mapping) or set(described) != set(model.tokenizers):
+        raise ValueError(f'{where} is {described!r:.80}, and due is a shape for each of {", ".join(model.tokenizers)}.')
+    for modality, shape in described.items():
+        axes = {'video': 4, 'image': 3, 'audio': 2}[modality]
+        sizes = isinstance(shape, list) and all(type(size) is int and 0 < size < MAX_AXIS for size in shape)
+        if not sizes or len(shape) != axes:
+            raise ValueError(f'{where}.{modality} is {shape!r:.80}, where {axes} sizes were due.')
+        tokens = math.prod(model.tokenizers[modality].grid((1, *shape)))
+        if not 0 < tokens <= MAX_TOKENS:
+            raise ValueError(f'{where}.{modality} is {shape}: {tokens} tokens, and at most {MAX_TOKENS} are read.')
+    return {modality: tuple(shape) for modality, shape in described.items()}
+
+
+def _compare_shapes(shapes: Mapping[Modality, tuple[int, ...]], view: View, preprocess: Preprocess) -> None:
+    """Refuses a preprocessing that makes other rows than the model takes."""
+    for modality, shape in shapes.items():
+        part = view.parts.get(modality)
+        if part is None:
+            raise ValueError(f'{native.PREPROCESSING} says nothing of {modality}.')
+        if not isinstance(part, AudioView):
+            made = part.shape
+        elif preprocess.convention == STORED:
+            made = shape  # That of the data, whatever it was.
+        else:
+            samples = round(part.seconds * preprocess.sample_rate)
+            frames = preprocess.num_spec_frames or preprocess.log_mel_convention.num_frames(samples)
+            made = (frames, preprocess.num_mel_bins)
+        if made != shape:
+            raise ValueError(
+                f'{native.PREPROCESSING} makes {modality} of shape {made}, and by {native.CONFIG} the model takes '
+                f'{shape}.'
+            )
 
 
 def _last_checkpoints(newest: epath.Path, count: int) -> list[epath.Path]:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -220,6 +221,26 @@ def _save_run(folder: pathlib.Path, config: dict, steps: tuple[int, ...] = (3,),
     checkpoints.close()
     settings.save_config(config, folder)
     return folder
+
+
+ANYTHING = (None, 'x', [], {}, -1, 1e308, float('nan'))
+
+
+@pytest.fixture(scope='session')
+def broken_leaves():
+    """JSON -> (where, the same with another value there) for each of its leaves in turn, and each of ANYTHING."""
+    return _broken_leaves
+
+
+def _broken_leaves(content: object, where: str = '') -> Iterator[tuple[str, object]]:
+    if isinstance(content, dict | list) and content:
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            for place, changed in _broken_leaves(value, f'{where}.{key}'):
+                copy = content.copy()
+                copy[key] = changed
+                yield place, copy
+    else:
+        yield from ((f'{where} = {value!r}', value) for value in ANYTHING)
 
 
 @pytest.fixture(scope='session')

@@ -343,3 +343,12 @@ def test_a_file_with_another_digest_is_refused(tmp_path):
     with pytest.raises(ValueError, match='vit.npz has the sha256 .* and not 00'):
         convert.convert('vit_npz', file, tmp_path / 'run', finetuning(), sha256='00')
     assert not (tmp_path / 'run').exists()
+
+
+def test_an_interrupted_command_says_that_nothing_was_written(monkeypatch, capsys):
+    def interrupt(overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, 'run', interrupt)
+    assert convert.main(['convert'], {}) == 130
+    assert capsys.readouterr().err == 'convert: interrupted; nothing was written.\n'

@@ -174,6 +174,11 @@ def test_what_a_model_was_not_trained_for_is_refused(models):
         models['pretrained'].classify(**media)
     with pytest.raises(ValueError, match='cannot rebuild'):
         models['finetuned'].reconstruct(**media)
+    with pytest.raises(ValueError, match="knows no 'vidio'; name one of .*video"):
+        models['pretrained'].reconstruct(**media, mask_ratio={'vidio': 0.5})
+    for ratio in (1.0, -0.1, float('nan'), '0.5'):
+        with pytest.raises(ValueError, match=r'audio must be a number in \[0, 1\)'):
+            models['pretrained'].reconstruct(**media, mask_ratio={'audio': ratio})
 
 
 def test_activations_of_another_dtype(runs):

@@ -59,6 +59,8 @@ from avmae_jax.weights.table import (
 )
 
 CONFIG_FILE, INDEX_FILE, PREPROCESSOR_FILE = 'config.json', 'model.safetensors.index.json', 'preprocessor_config.json'
+MAX_JSON_BYTES = 2**24  # The index of a model of some thousands of arrays has less than 2**20.
+MAX_NUMBER = float(np.finfo(np.float32).max)
 GELUS = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
 # Their own defaults, of `torch.nn.LayerNorm` and of VideoMAE's loss.
 TORCH_EPSILON = 1e-5
@@ -120,8 +122,8 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     config = _read_json(file)
     names = config.get('architectures')
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in KINDS:
-        raise ValueError(f'{file}: architectures is {names!r}, and read are {", ".join(KINDS)}.')
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or names[0] not in KINDS:
+        raise ValueError(f'{file}: architectures is {names!r:.80}, and read are {", ".join(KINDS)}.')
     model_type = KINDS[names[0]].model_type
     if config.get('model_type', model_type) != model_type:
         raise ValueError(f'{file}: model_type is {config["model_type"]!r}, and that of {names[0]} is {model_type!r}.')
@@ -131,14 +133,23 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
         pair = name in ('image_size', 'patch_size') and isinstance(config[name], list)
         if not fits and not pair and not (isinstance(default, float) and isinstance(config[name], int)):
             raise ValueError(f'{file}: {name} is {config[name]!r}, where a {type(default).__name__} was due.')
+        if isinstance(default, float) and not (_is_number(config[name]) and config[name] >= 0):
+            raise ValueError(f'{file}: {name} is {config[name]}, where a number, 0 or above, was due.')
         if fits and not isinstance(default, bool | str | float) and not 0 < config[name] < 2**20:
             raise ValueError(f'{file}: {name} is {config[name]}, where a size was due.')
     return config
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that float32 holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
 def _read_json(file: epath.Path) -> dict[str, Any]:
     if not file.exists():
         raise ValueError(f'{file} is not there: a model of Hugging Face is a folder with {CONFIG_FILE} in it.')
+    if file.stat().length > MAX_JSON_BYTES:
+        raise ValueError(f'{file} has {file.stat().length:,} bytes, and at most {MAX_JSON_BYTES:,} are read.')
     try:
         content = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
@@ -226,14 +237,16 @@ def read_preprocessor(folder: epath.Path, modality: Modality) -> dict[str, Any]:
         if mean is None or std is None:
             return {}
         found = {'preprocess.rgb_mean': mean, 'preprocess.rgb_std': std}
-        for name, values in found.items():
-            if len(values) != 3 or not all(isinstance(x, int | float) and math.isfinite(x) for x in values):
-                raise ValueError(f'{file}: {name} is {values!r}, where three numbers were due.')
+        for name, values in (('image_mean', mean), ('image_std', std)):
+            if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+                raise ValueError(f'{file}: {name} is {values!r:.80}, where a list of three numbers was due.')
+        if not all(x > 0 for x in std):
+            raise ValueError(f'{file}: image_std is {std}, where three numbers above 0 were due.')
         return found
     found = {'preprocess.convention': 'kaldi'}
     mean, std = content.get('mean', -4.2677393), content.get('std', 4.5689974)
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in (mean, std)):
-        raise ValueError(f'{file}: mean and std are {mean!r} and {std!r}, where numbers were due.')
+    if not _is_number(mean) or not _is_number(std) or std <= 0:
+        raise ValueError(f'{file}: mean and std are {mean!r:.80} and {std!r:.80}, where numbers were due, std above 0.')
     if not content.get('do_normalize', True):
         mean, std = 0.0, 0.5
     # AST divides by twice the deviation.

@@ -74,8 +74,17 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     )
     if other:
         raise ValueError(f'{path}: {few(other)} are no arrays of floats, as parameters are.')
-    step = state.get('global_step')
-    return Checkpoint(checked(path, arrays), int(np.max(step)) if step is not None else 0)
+    return Checkpoint(checked(path, arrays), _step(path, state.get('global_step')))
+
+
+def _step(path: epath.PathLike, said: Any) -> int:
+    """One integer, of which each device may have had a copy; 0 where nothing is said."""
+    if said is None:
+        return 0
+    copies = np.unique(said) if isinstance(said, int | np.integer | np.ndarray) else np.empty(0)
+    if copies.size != 1 or copies.dtype.kind not in 'iu' or copies[0] < 0:
+        raise ValueError(f'{path}: global_step is {said!r:.80}, where one integer, 0 or above, was due.')
+    return int(copies[0])
 
 
 def write_checkpoint(path: epath.PathLike, arrays: Mapping[str, np.ndarray], step: int = 0) -> None:
@@ -122,6 +131,8 @@ def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, st
         raise ValueError(f'{path}: its config has no {error}.') from error
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f'{path}: its config does not tell what the model is: {error!r}.') from error
     classes = None if isinstance(model, MaskedAutoencoder) else ()
     return Imported(model, params, shapes, rows, arrays, classes=classes, settings=settings)
 

@@ -1,13 +1,16 @@
 """Exports that `load_pretrained` reads: what goes in comes out, and what is damaged is refused."""
 
 import dataclasses
+import functools
 import json
+import operator
 import shutil
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 
 import avmae_jax
 from avmae_jax import experiment, export, pretrained
@@ -124,8 +127,10 @@ def test_the_card_of_an_imported_model_says_where_from(pretrained_run):
 # -- Damage --
 
 
-def change_json(file, **changes):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+def change_json(file, section=(), /, **changes):
+    content = json.loads(file.read_text())
+    functools.reduce(operator.getitem, section, content).update(changes)
+    file.write_text(json.dumps(content))
 
 
 def change_arrays(file, change):
@@ -166,6 +171,20 @@ DAMAGE = {
                   'no rule takes them: more'),
     'wrong shape': (lambda x: change_arrays(x / 'model.safetensors', lambda a: a.update({NORM: a[NORM][:-1]})), True,
                     rf'{NORM} \(15,\) for \(16,\)'),
+    'shapes are a list': (lambda x: change_json(x / 'config.json', input_shapes=[1, 2]), True,
+                          r'config.json: input_shapes is \[1, 2\], and due is a shape for each of'),
+    'giant shape': (lambda x: change_json(x / 'config.json', ('input_shapes',), audio=[2**40, 16]), True,
+                    'input_shapes.audio is .* where 2 sizes were due'),
+    'large shape': (lambda x: change_json(x / 'config.json', ('input_shapes',), audio=[2**19, 2**19]), True,
+                    'input_shapes.audio is .* tokens, and at most 131072'),
+    'wide model': (lambda x: change_json(x / 'config.json', ('model', 'encoder', 'size'), width=10**9), True,
+                   'model.encoder.size.width is 1000000000, and by model.safetensors it is at most'),
+    'deep model': (lambda x: change_json(x / 'config.json', ('model', 'encoder', 'size'), num_layers=10**9), True,
+                   'model.encoder.size.num_layers is 1000000000'),
+    'another crop': (lambda x: change_json(x / 'preprocessing.json', ('video',), crop_size=16), True,
+                     r'preprocessing.json makes video of shape \(2, 16, 16, 3\), and by config.json the model takes'),
+    'another length': (lambda x: change_json(x / 'preprocessing.json', ('audio',), num_spec_frames=7), True,
+                       r'preprocessing.json makes audio of shape \(7, '),
     'other preprocessing': (lambda x: change_json(x / 'preprocessing.json', audio={}), True, "KeyError"),
 }  # fmt: skip
 
@@ -181,6 +200,33 @@ def test_a_damaged_export_is_refused_with_a_sentence_that_names_it(exported, tmp
     with pytest.raises(ValueError, match=message) as caught:
         avmae_jax.load_pretrained(copy)
     assert str(copy) in str(caught.value)
+
+
+def test_how_layers_are_laid_out_need_not_be_told(exported, tmp_path):
+    copy = shutil.copytree(exported / 'finetuned', tmp_path / 'copy')
+    content = json.loads((copy / 'config.json').read_text())
+    del content['model']['compute']['scan']
+    (copy / 'config.json').write_text(json.dumps(content))
+    folders.write_digests(epath.Path(copy))
+    assert pretrained.read_export(epath.Path(copy)).model.encoder.compute.scan
+
+
+@pytest.mark.parametrize('name', ['config.json', 'preprocessing.json', 'labels.json', 'digests.json'])
+def test_whatever_the_json_says_an_export_is_loaded_or_refused(exported, tmp_path, broken_leaves, name):
+    copy = epath.Path(shutil.copytree(exported / 'finetuned', tmp_path / 'copy'))
+    whole = json.loads((copy / name).read_text())
+    few = {key: value for key, value in whole.items() if key not in ('about', 'dataset', 'objective', 'model')}
+    for where, content in broken_leaves(few):
+        (copy / name).write_text(json.dumps({**whole, **content}))
+        if name != 'digests.json':
+            (copy / 'digests.json').unlink()
+            folders.write_digests(copy)
+        try:
+            pretrained.read_export(copy)
+        except ValueError as error:
+            assert str(copy) in str(error), where
+        except Exception as error:
+            raise AssertionError(f'{name} with {where}') from error
 
 
 def test_the_config_of_another_model_does_not_take_the_weights(exported, tmp_path):

@@ -282,6 +282,10 @@ def test_what_is_no_such_model_is_refused(tmp_path):
     config = json.loads((folder / 'config.json').read_text())
     for name, (changes, change_arrays, complaint) in {
         'class': ({'architectures': ['BertModel']}, {}, r"architectures is \['BertModel'\]"),
+        'classes': ({'architectures': [['x']]}, {}, r"config.json: architectures is \[\['x'\]\]"),
+        'epsilon': ({'layer_norm_eps': float('nan')}, {}, 'config.json: layer_norm_eps is nan, where a number, 0 or'),
+        'negative': ({'layer_norm_eps': -1e-6}, {}, 'layer_norm_eps is -1e-06'),
+        'much': ({'more': 'x' * huggingface.MAX_JSON_BYTES}, {}, 'config.json has 16,.* bytes, and at most'),
         'type': ({'model_type': 'vit'}, {}, "model_type is 'vit'"),
         'act': ({'hidden_act': 'relu'}, {}, "hidden_act is 'relu'"),
         'size': ({'hidden_size': -12}, {}, 'hidden_size is -12'),
@@ -315,6 +319,14 @@ def test_the_preprocessor_says_how_pixels_and_sound_were_normalised(tmp_path):
     (image / 'preprocessor_config.json').write_text(json.dumps(said))
     settings = huggingface.read(image, LOOP).settings
     assert settings['preprocess.rgb_mean'] == [0.1, 0.2, 0.3] and settings['preprocess.rgb_std'] == [0.4, 0.5, 0.6]
+    for changes, complaint in (
+        ({'image_mean': 0.5}, 'image_mean is 0.5, where a list of three numbers was due'),
+        ({'image_std': [0.4, 'x', 0.5]}, 'image_std is .*where a list of three numbers'),
+        ({'image_std': [0.4, 0.0, 0.5]}, 'image_std is .*above 0'),
+    ):
+        (image / 'preprocessor_config.json').write_text(json.dumps(said | changes))
+        with pytest.raises(ValueError, match=f'preprocessor_config.json: {complaint}'):
+            huggingface.read(image, LOOP)
     sound = saved(made('ASTModel'), tmp_path / 'sound')
     transformers.ASTFeatureExtractor(mean=-3.0, std=2.0, num_mel_bins=12, max_length=17).save_pretrained(sound)
     settings = huggingface.read(sound, LOOP).settings

@@ -152,6 +152,13 @@ def test_flax_restores_what_is_written(tmp_path):
         ({'params': {'a': np.ones(2, np.float32)}, 'model_state': {'batch_stats': {'m': np.ones(2)}}}, 'has a state'),
         ({'params': {'a': np.ones(2, np.int32)}}, 'checkpoint: a are no arrays of floats'),
         ({'params': {'a': np.full(2, np.nan, np.float32)}}, 'checkpoint: a holds numbers that are not finite'),
+        *(
+            (
+                {'params': {'a': np.ones(2, np.float32)}, 'global_step': step},
+                r'checkpoint: global_step is .* one integer',
+            )
+            for step in ('7', {'0': 7}, 7.5, -1, True, np.array([7, 8]), np.empty(0, np.int32))
+        ),
     ],
 )
 def test_states_that_do_not_fit_are_refused(tmp_path, state, complaint):
