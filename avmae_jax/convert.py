@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import logging as python_logging
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -285,7 +284,7 @@ def write(
             folder.rmdir()
         temporary.rename(folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.rmtree(missing_ok=True)
         raise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,9 +27,8 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     if path.exists():
         raise ValueError(f'{path} is there already: remove it, or write to another --output.')
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'{path.name}.partial'
-    if temporary.exists():  # Of a process that was killed.
-        temporary.rmtree()
+    temporary = path.parent / f'{path.name}.partial.{os.getpid()}'  # Each process has its own.
+    temporary.rmtree(missing_ok=True)
     temporary.mkdir()
     try:
         yield temporary

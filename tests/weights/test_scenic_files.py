@@ -192,6 +192,10 @@ def test_a_config_that_is_missing_or_does_not_fit_is_told(tmp_path):
     write_config(tmp_path, autoencoder_config(num_layers=2))
     with pytest.raises(ValueError, match='checkpoint: .*no place for encoder/.*layer_1'):
         read()
+    for wrong in ({'hidden_size': None}, {'num_layers': 'x'}, {'patches': None}):
+        write_config(tmp_path, autoencoder_config(**wrong))
+        with pytest.raises(ValueError, match='checkpoint: its config does not tell what the model is'):
+            read()
     smaller = autoencoder_config()
     del smaller['model']['hidden_size']
     write_config(tmp_path, smaller)
