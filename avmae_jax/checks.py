@@ -19,7 +19,7 @@ from avmae_jax.data import sources, views
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.models import tokenizers
 from avmae_jax.models.classifier import JOINT_POOLINGS, Classifier
-from avmae_jax.ops import masking
+from avmae_jax.ops import attention, masking
 from avmae_jax.ops.preprocess import STORED, Preprocess
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
@@ -219,17 +219,30 @@ def check_devices(config: Config, mesh: jax.sharding.Mesh) -> None:
             f'config.batch_size={config["batch_size"]} / optimizer.accumulate_steps='
             f'{config["optimizer"]["accumulate_steps"]} must be a multiple of the {rows} devices that share the batch.'
         )
-    kernel, platform = config['model']['compute']['attention'], mesh.devices.flat[0].platform
+    check_attention(config, mesh.devices.flat[0].platform)
+    _check_split_layers(config, mesh)
+
+
+KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # Attention -> the only platform that has it.
+
+
+def check_attention(config: Config, platform: str) -> None:
+    """Whether the devices have the kernel that is asked for, and it takes what it would get."""
+    kernel = config['model']['compute']['attention']
     wanted = KERNELS.get(kernel, platform)
     if platform != wanted:
         raise ValueError(
             f'config.model.compute.attention={kernel!r} is a kernel of {wanted}, and these are devices of {platform}: '
             "set it to 'auto'."
         )
-    _check_split_layers(config, mesh)
-
-
-KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # Attention -> the only platform that has it.
+    if kernel == 'cudnn':
+        for part, size in experiment.build_sizes(config).items():
+            dtype, head_width = config['model']['compute']['dtype'], size.width // size.num_heads
+            if not attention.suits_cudnn(dtype, head_width):
+                raise ValueError(
+                    f"config.model.compute.attention='cudnn' takes bfloat16 and heads of a multiple of 8 up to 128; "
+                    f"config.model.{part} has {dtype} and heads of {head_width}: set it to 'auto'."
+                )
 
 
 def _check_split_layers(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -244,8 +257,10 @@ def _check_split_layers(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
     if not mesh_lib.layers_within_processes(mesh.devices):
         # Devices that share a layer work on the same rows, and each process reads rows of its own.
+        first = mesh.devices.flat[0].process_index
+        own = sum(device.process_index == first for device in mesh.devices.flat)
         raise ValueError(
-            f'config.parallel.model={parts} must divide the {mesh.size // jax.process_count()} devices of a process: '
+            f'config.parallel.model={parts} must divide the {own} devices of a process: '
             'a layer is split within a process only.'
         )
     for part, size in experiment.build_sizes(config).items():

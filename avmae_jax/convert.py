@@ -7,13 +7,15 @@ objective) is of `--config`, a config of pretraining for an autoencoder and one 
 `--config.name=value` changes one of its settings. Where both say something, what is taken is printed; what cannot be is
 an error, and nothing is written then. RUN gets
 
-    config.json, config.py   the settings; to go on with it: train --config=RUN/config.py --workdir=RUN
+    config.json, config.py   the settings; to go on with it:
+                             train --config=RUN/config.py --config.data.path=SHARDS --workdir=RUN
     start.txt                what became of every array
     parameters.txt           the table of parameters
     checkpoints/0            parameters, fresh optimiser
 
-and is evaluated, planned (--config=RUN/config.py), finetuned (--config.start.path=RUN) and gone on with like any other.
-With config.data.path the data is looked at, and its classes are those of the head; without, RUN takes any data.
+and is evaluated, planned (--config=RUN/config.py --num_clips=N), finetuned (--config.start.path=RUN) and gone on with
+like any other. With config.data.path the data is looked at, and its classes are those of the head; without, RUN has
+none, and every command that reads data is to be told where it is.
 
 Exit codes: 0 done; 2 a setting is wrong, or the weights do not fit, or a file cannot be read or written; 130
 interrupted.
@@ -38,7 +40,7 @@ from avmae_jax import checks, experiment, settings
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import LabelSet
+from avmae_jax.data.schema import LabelSet, unnamed_classes
 from avmae_jax.models.blocks import Compute
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.parallel import hosts
@@ -202,7 +204,7 @@ def open_data(config: settings.Config, imported: Imported, name: str) -> tuple[M
     )
     if isinstance(imported.model, Classifier):
         count = imported.model.num_classes[HEAD]
-        names = tuple(imported.classes or (f'class {i}' for i in range(count)))
+        names = tuple(imported.classes or unnamed_classes(count))
         multi = config['objective']['heads'][HEAD] == 'sigmoid'
         described.info = dataclasses.replace(described.info, labels={HEAD: LabelSet(names, multi)})
     return Mixture([described]), ''

@@ -311,7 +311,9 @@ def open_sources(config: Config, split: str) -> Mixture:
     """The clips of a split, checked against what their preparation wrote down."""
     section = config['data']
     if not section['path']:
-        raise ValueError('config.data.path is empty: give the folder that `python -m avmae_jax.prepare` wrote.')
+        raise ValueError(
+            'config.data.path is empty: give --config.data.path=DIR, a folder that `python -m avmae_jax.prepare` wrote.'
+        )
     legacy = construct(sources.Legacy, 'data.legacy', section['legacy']) if 'legacy' in section else None
     opened = [
         sources.open_source(path, split, verify=section['verify'], legacy=legacy, data_dir=section['data_dir'])

@@ -16,7 +16,7 @@
 
 `MEDIA` is a folder of files, or a list as `prepare` takes it (path,start,end). FILE gets one row a clip: path, start,
 end, and a vector for each modality. Clips that cannot be read are listed and left out. `--checkpoint` may be an export
-here.
+here; of a run, the parameters are chosen as below. A flag that would do nothing is refused.
 
 Each format comes with a model card, README.md, whose TODOs (licences, limits) are yours, and with digests.json. DIR
 appears whole or not at all. `--modality=NAME` takes one of several modalities by itself (jax_export, huggingface).
@@ -32,7 +32,8 @@ from __future__ import annotations
 
 import logging as python_logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from etils import epath
@@ -92,6 +93,26 @@ def embed(output: str, media: str, trained: Trained) -> None:
         raise MediaError(f'{lost:,} of {len(rows):,} clips cannot be read, see above.')
 
 
+def read_any(checkpoint: str) -> Trained:
+    """What a run or an export holds; an export has one set of parameters, and none to choose."""
+    if not native.is_export(epath.Path(checkpoint)):
+        return read_chosen(checkpoint)
+    refuse((_AVERAGED, _AVERAGE_LAST), f'chooses parameters of a run, and {checkpoint} is an export')
+    return pretrained.load_pretrained(checkpoint).trained
+
+
+def read_chosen(checkpoint: str) -> Trained:
+    """The parameters of a run that the flags choose."""
+    return pretrained.read_run(checkpoint, averaged=_AVERAGED.value, average_last=_AVERAGE_LAST.value)
+
+
+def refuse(given: Sequence[flags.FlagHolder[Any]], why: str) -> None:
+    """Flags that would do nothing here."""
+    for flag in given:
+        if flag.present:
+            raise ValueError(f'--{flag.name} {why}: leave it out.')
+
+
 class MediaError(Exception):
     """Some of the media to embed could not be read."""
 
@@ -106,9 +127,10 @@ def run() -> None:
     if _DTYPE.value not in DTYPES:
         raise ValueError(f'--dtype={_DTYPE.value} is none of {", ".join(DTYPES)}.')
     if _EMBEDDINGS.value:
-        model = pretrained.load_pretrained(checkpoint)
-        return embed(output, _EMBEDDINGS.value, model.trained)
-    trained = pretrained.read_run(checkpoint, averaged=_AVERAGED.value, average_last=_AVERAGE_LAST.value)
+        refuse((_FORMAT, _DTYPE, _MODALITY), 'is for exports, and says nothing of --embeddings')
+        return embed(output, _EMBEDDINGS.value, read_any(checkpoint))
+    refuse((_BATCH_SIZE, _NUM_CLIPS), 'is for --embeddings alone')
+    trained = read_chosen(checkpoint)
     if _MODALITY.value:
         if _FORMAT.value not in ALONE:
             raise ValueError(f'--modality is for --format={" and ".join(ALONE)}; got {_FORMAT.value}.')

@@ -44,6 +44,7 @@ from avmae_jax import checks, experiment, settings
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.schema import unnamed_classes
 from avmae_jax.data.workers import LoaderError, StalledError
 from avmae_jax.evaluation import painting, pictures, sound
 from avmae_jax.evaluation.reconstruction import draw_fixed
@@ -103,6 +104,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
         keep_best=config['checkpoint']['keep_best'],
     )
     with account.spend('restore'):
+        check_imported(checkpoints, config, source)
         state = restore(checkpoints, placed.state, shardings, dataset_digest=experiment.dataset_digest(source))
     if state is None:
         state = first_state(config, parts, source, shardings=shardings, folder=workdir)
@@ -228,6 +230,28 @@ def first_state(
     return state_lib.init_from(params, key, shardings, parts.objective.init, parts.optimizer)
 
 
+def check_imported(checkpoints: Checkpoints, config: settings.Config, source: Mixture) -> None:
+    """Refuses to go on training an imported classifier on other classes than its own."""
+    found = checkpoints.read_meta()
+    if found is None or found[1]['dataset']['digest']:
+        return
+    for head in config['objective'].get('heads', {}):
+        stored = tuple(found[1]['dataset']['info']['labels'][head]['names'])
+        names = source.labels[head].names
+        if len(stored) != len(names):
+            how = f'the model has {len(stored)} and the data {len(names)}'
+        elif stored not in (names, unnamed_classes(len(stored))):
+            i = next(i for i, (a, b) in enumerate(zip(stored, names, strict=True)) if a != b)
+            how = f'number {i} of the model is {stored[i]!r}, and of the data {names[i]!r}'
+        else:
+            continue
+        raise ValueError(
+            f'{checkpoints.directory} is an imported model, whose classes of {head!r} are others than those of '
+            f'config.data.path: {how}. To train a new head, start from it: --config.start.path='
+            f'{checkpoints.directory.parent} --config.start.heads=False --workdir=NEW'
+        )
+
+
 def restore(
     checkpoints: Checkpoints, abstract: state_lib.TrainState, shardings: state_lib.TrainState, *, dataset_digest: str
 ) -> state_lib.TrainState | None:
@@ -236,7 +260,7 @@ def restore(
     restored = checkpoints.restore(state_lib.to_items(abstract))
     if restored is None:
         return None
-    # An imported model has seen no dataset of ours, and goes on with any.
+    # An imported model has seen no dataset of ours, and goes on with any that has its classes.
     if restored.meta['dataset']['digest'] not in (dataset_digest, ''):
         raise ValueError(
             f'{checkpoints.directory} is a run on a dataset of other content than config.data.path: its digest was '

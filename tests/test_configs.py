@@ -457,6 +457,14 @@ def test_a_kernel_for_attention_that_the_devices_do_not_have_is_refused(kernel, 
         checks.check_devices(config, mesh_lib.make_mesh())
 
 
+def test_cudnn_is_refused_for_heads_that_it_does_not_take():
+    asked = {'model.compute.attention': 'cudnn', 'model.compute.dtype': 'bfloat16'}
+    checks.check_attention(build('tiny', **asked)[0], 'gpu')
+    for changes in ({'model.compute.dtype': 'float32'}, {'model.encoder.size.num_heads': 64}):
+        with pytest.raises(ValueError, match="attention='cudnn' takes bfloat16 and heads of a multiple of 8"):
+            checks.check_attention(build('tiny', **{**asked, **changes})[0], 'gpu')
+
+
 def test_a_layer_that_would_be_split_over_several_processes_is_refused(monkeypatch):
     devices = np.array([types.SimpleNamespace(process_index=i // 2) for i in range(8)])
     assert mesh_lib.layers_within_processes(devices.reshape(2, 2, 2))

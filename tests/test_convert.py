@@ -1,5 +1,6 @@
 """Weights of others become runs: ordinary ones, that train, evaluate, plan and config.start take."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,9 @@ from etils import epath
 
 from avmae_jax import convert, evaluate, experiment, plan, settings, train
 from avmae_jax.checkpoints.manager import Checkpoints
+from avmae_jax.data.described import Described
+from avmae_jax.data.mixing import Mixture
+from avmae_jax.data.schema import LabelSet
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training.writer import read_scalars
 from configs import tiny
@@ -77,6 +81,30 @@ def test_what_does_not_fit_is_told_and_nothing_is_written(tmp_path, changes, ove
     with pytest.raises(ValueError, match=complaint):
         convert.convert('vit_npz', file, tmp_path / 'run', finetuning(**changes), overrides=overrides)
     assert [path.name for path in tmp_path.iterdir()] == ['vit.npz']
+
+
+def test_an_imported_classifier_goes_on_with_data_of_its_classes_alone(tmp_path, monkeypatch):
+    config = finetuning()
+    convert.convert('vit_npz', save(tmp_path, published()), tmp_path / 'run', config)
+    checkpoints = Checkpoints(tmp_path / 'run/checkpoints', read_only=True)
+    step, meta = checkpoints.read_meta()
+    monkeypatch.setattr(checkpoints, 'read_meta', lambda: (step, meta))
+
+    def check(names):
+        described = Described('birds', 10, image=True, clip_seconds=None, conventions=())
+        described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple(names), False)})
+        train.check_imported(checkpoints, config, Mixture([described]))
+
+    check('bcdefga')  # The file says how many there are, and not which.
+    with pytest.raises(ValueError, match='model has 7 and the data 6.*--config.start.path=.*/run --config') as caught:
+        check('abcdef')
+    assert str(caught.value).endswith('--config.start.heads=False --workdir=NEW')
+    meta['dataset']['info']['labels']['label']['names'] = list('abcdefg')
+    check('abcdefg')
+    with pytest.raises(ValueError, match="number 5 of the model is 'f', and of the data 'g'"):
+        check('abcdegf')
+    meta['dataset']['digest'] = 'of data'  # Of a run on data, that is what is compared.
+    check('abcdegf')
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
@@ -275,6 +303,13 @@ def test_a_classifier_keeps_its_classes_and_refuses_others(tiny_dataset, tmp_pat
     with pytest.raises(ValueError, match='9 of 9 classes have other names in the file than in the data'):
         nine = saved(made('ASTForAudioClassification', **names), tmp_path / 'nine')
         convert.convert('huggingface', nine, tmp_path / 'other', with_data)
+    # Nor are such data trained on by the way of a run that was made without any, or scored.
+    going_on = settings.load_config(tmp_path / 'run')
+    with pytest.raises(ValueError, match="'label' are others .* model has 5 and the data 9.*config.start.heads=False"):
+        train_to_its_end(settings.override(going_on, {'data.path': str(tiny_dataset)}), tmp_path / 'run')
+    subject = evaluate.load_subject(tmp_path / 'run', overrides={})
+    with pytest.raises(ValueError, match='or their order, are others than the model was trained on'):
+        evaluate.check_classes(subject, experiment.open_train_sources(with_data))
     # What the file does not say, nobody makes up.
     (folder / 'preprocessor_config.json').unlink()
     with pytest.raises(ValueError, match='holds no audio statistics'):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings
+from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings, unnamed_classes
 
 SPLITS = ('train', 'test', 'validation', *(f'fold{i}' for i in range(1, 6)))
 
@@ -57,10 +57,7 @@ class Described:
             modalities=('image',) if image else ('audio', 'video'),
             media=media,
             splits=dict.fromkeys(SPLITS, ()),
-            labels={
-                head: LabelSet(tuple(f'class {i}' for i in range(count)), multi_label)
-                for head, count in (classes or {}).items()
-            },
+            labels={head: LabelSet(unnamed_classes(count), multi_label) for head, count in (classes or {}).items()},
             statistics={'audio': {convention: {'mean': 0.0, 'std': 1.0} for convention in conventions}},
         )
 

@@ -349,6 +349,11 @@ class LabelSet:
         return hashlib.sha256('\n'.join(self.names).encode()).hexdigest()
 
 
+def unnamed_classes(count: int) -> tuple[str, ...]:
+    """The names of classes of whom nothing but their number is known."""
+    return tuple(f'class {i}' for i in range(count))
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """`dataset.json`: what training needs to know of a dataset before it opens a shard.

@@ -21,7 +21,7 @@ from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.prepare import lists
 from avmae_jax.data.prepare.clips import ClipRow, Failure, printable
 from avmae_jax.evaluation import passes
-from avmae_jax.exports.trained import Trained
+from avmae_jax.exports.trained import Trained, published
 from avmae_jax.progress import progress
 from avmae_jax.structs import Modality
 
@@ -52,7 +52,7 @@ def write_embeddings(
     columns = {'path': pyarrow.string(), 'start': pyarrow.float64(), 'end': pyarrow.float64()}
     columns |= {m: pyarrow.list_(pyarrow.float32()) for m in trained.modalities}
     # Who reads the file finds what made it.
-    schema = pyarrow.schema(columns, metadata={'avmae_jax': repr(trained.about.get('checkpoint', ''))})
+    schema = pyarrow.schema(columns, metadata={'avmae_jax': repr(published(trained.about).get('checkpoint', ''))})
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     failures: list[Failure] = []
     temporary = f'{path}.partial'

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from avmae_jax.data.views import ImageView, VideoView
 from avmae_jax.exports import folder as folders
 from avmae_jax.exports.trained import Trained, cast, difference
 from avmae_jax.models.autoencoder import MaskedAutoencoder
@@ -270,13 +271,15 @@ def describe_preprocessor(trained: Trained) -> dict[str, Any]:
             'std': preprocess.audio_std / 2,  # Theirs divides by twice the deviation.
             'do_normalize': True,
         }
-    size = {'height': part.crop_size, 'width': part.crop_size}  # type: ignore[union-attr]
+    assert isinstance(part, VideoView | ImageView)
     return {
-        'image_processor_type': 'VideoMAEImageProcessor' if modality == 'video' else 'ViTImageProcessor',
+        # That of ViT would press pictures into a square; ours cuts one out of their middle, as that of CLIP does.
+        'image_processor_type': 'VideoMAEImageProcessor' if modality == 'video' else 'CLIPImageProcessor',
         'do_resize': True,
-        'size': {'shortest_edge': part.short_side} if modality == 'video' else size,  # type: ignore[union-attr]
-        'do_center_crop': modality == 'video',
-        'crop_size': size,
+        'size': {'shortest_edge': part.short_side},
+        'resample': 2,  # Bilinear.
+        'do_center_crop': True,
+        'crop_size': {'height': part.crop_size, 'width': part.crop_size},
         'do_rescale': True,
         'rescale_factor': 1 / 255,
         'do_normalize': True,

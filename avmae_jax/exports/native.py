@@ -17,7 +17,7 @@ from etils import epath
 
 from avmae_jax.data.schema import DatasetInfo
 from avmae_jax.exports import folder as folders
-from avmae_jax.exports.trained import Trained, cast, describe_preprocessing, named_arrays
+from avmae_jax.exports.trained import Trained, cast, describe_preprocessing, named_arrays, published
 from avmae_jax.weights import safetensors
 from avmae_jax.weights.table import Arrays
 
@@ -42,7 +42,7 @@ def write_description(folder: epath.Path, trained: Trained) -> None:
         **{name: trained.config[name] for name in SECTIONS},
         'input_shapes': {m: list(shape) for m, shape in trained.shapes.items()},
         'dataset': dataset,
-        'about': trained.about,
+        'about': published(trained.about),
     }
     folders.write_json(folder / CONFIG, content)
     folders.write_json(folder / PREPROCESSING, describe_preprocessing(trained))

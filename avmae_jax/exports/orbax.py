@@ -4,7 +4,8 @@
     checkpoints/STEP/meta        the config, the dataset, the shapes of the inputs
     config.json                  of the run
 
-It starts another run and is evaluated like any run; it is not gone on with, as the optimiser's state is not there.
+It starts another run and is evaluated like any run, with --config.data.path=DIR, as its config names no folders; it is
+not gone on with, as the optimiser's state is not there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from etils import epath
 
 from avmae_jax import settings
 from avmae_jax.checkpoints.manager import Checkpoints
-from avmae_jax.exports.trained import DTYPES, Trained
+from avmae_jax.exports.trained import DTYPES, Trained, published
+
+PATHS = {('data', 'path'): '', ('data', 'data_dir'): None, ('start', 'path'): ''}  # Left empty in the config.
 
 
 def write(folder: epath.Path, trained: Trained, dtype: str) -> None:
@@ -25,13 +28,17 @@ def write(folder: epath.Path, trained: Trained, dtype: str) -> None:
     config = settings.to_plain(trained.config)
     # The average is what is stored, and no average of it.
     config.setdefault('optimizer', {})['average_decay'] = None
+    # Where things lay on the machine of the training is nobody else's.
+    for (section, name), empty in PATHS.items():
+        if name in config.get(section, {}):
+            config[section][name] = empty
     meta: dict[str, Any] = {
         'config': config,
         'dataset': {'digest': trained.about['trained_on'], 'info': json.loads(trained.info.to_json())},
         'input_shapes': {modality: list(shape) for modality, shape in trained.shapes.items()},
         'step': trained.about['step'],
         'versions': trained.about['trained_with'],
-        'about': trained.about,
+        'about': published(trained.about),
     }
     params = jax.tree.map(lambda x: x.astype(DTYPES[dtype]), trained.params)
     checkpoints = Checkpoints(folder / 'checkpoints')

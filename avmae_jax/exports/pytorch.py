@@ -16,7 +16,7 @@ from etils import epath
 
 from avmae_jax.exports import folder as folders
 from avmae_jax.exports import native
-from avmae_jax.exports.trained import Trained, cast, describe_preprocessing
+from avmae_jax.exports.trained import Trained, cast, describe_preprocessing, published
 from avmae_jax.models.bottleneck import MBT
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.encoders import ENCODERS
@@ -79,7 +79,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         'encoder': described,
         'classifier': head,
         'row_shapes': {m: list(shape) for m, shape in trained.row_shapes.items()},
-        'about': trained.about,
+        'about': published(trained.about),
     }
 
 

@@ -22,6 +22,12 @@ from avmae_jax.weights.table import Arrays, Row, apply_rows, flatten, keep, unfl
 DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 
 
+def published(about: Mapping[str, Any]) -> dict[str, Any]:
+    """`Trained.about` as others may see it: of the checkpoint's path, NAME/checkpoints/STEP."""
+    kept = {'checkpoint': '/'.join(str(about['checkpoint']).split('/')[-3:])} if 'checkpoint' in about else {}
+    return {**about, **kept}
+
+
 class Trained(NamedTuple):
     """
     Attributes:

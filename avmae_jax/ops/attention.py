@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -32,16 +33,21 @@ def pick_implementation(implementation: str, dtype: jnp.dtype, num_tokens: int, 
     platform = target_platform()
     if platform == 'tpu':
         return 'splash' if num_tokens >= SPLASH_TOKENS and head_width <= LANES else 'xla'
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    if not half or head_width % 8 or head_width > 128 or platform != 'gpu':
+    if platform != 'gpu' or not suits_cudnn(dtype, head_width):
         return 'xla'
     if jax.default_backend() != 'gpu':  # A plan, which asks for GPUs that have it.
-        return 'cudnn' if _cudnn_is_installed() else 'xla'
-    capability = getattr(jax.local_devices()[0], 'compute_capability', None)  # 'None' on AMD.
-    return 'cudnn' if capability and float(capability) >= 8.0 else 'xla'
+        return 'cudnn' if cudnn_is_installed() else 'xla'
+    capability = re.fullmatch(r'(\d+)\.\d+', str(getattr(jax.local_devices()[0], 'compute_capability', '')))
+    return 'cudnn' if capability and int(capability[1]) >= 8 else 'xla'  # Of AMD's it is no number.
 
 
-def _cudnn_is_installed() -> bool:
+def suits_cudnn(dtype: jnp.dtype | str, head_width: int) -> bool:
+    """Whether the kernel takes such heads: half precision, and a width that is a multiple of 8 up to 128."""
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_width % 8 == 0 and head_width <= 128
+
+
+def cudnn_is_installed() -> bool:
+    """Whether its library is here, without which nothing compiles that uses it."""
     try:
         return importlib.util.find_spec('nvidia.cudnn') is not None
     except ModuleNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ def make_mesh(replica: int = 1, data: int = -1, model: int = 1, devices: Sequenc
     devices = list(jax.devices() if devices is None else devices)
     shape = _fill_shape({'replica': replica, 'data': data, 'model': model}, len(devices))
     axis_types = (AxisType.Auto,) * len(AXES)
-    num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    num_slices = count_slices(devices)
     if num_slices > 1:
         if shape[0] % num_slices:
             raise ValueError(
@@ -39,6 +40,11 @@ def make_mesh(replica: int = 1, data: int = -1, model: int = 1, devices: Sequenc
         )
         return Mesh(grid, AXES, axis_types=axis_types)
     return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    """Of TPUs. Hosts with GPUs are numbered so too; `replica`, the first axis, crosses them as they come in order."""
+    return len({getattr(device, 'slice_index', 0) for device in devices if device.platform == 'tpu'}) or 1
 
 
 def _fill_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from jax.experimental import topologies
 
+from avmae_jax.ops.attention import cudnn_is_installed
 from avmae_jax.planning import gpus
 from avmae_jax.planning.chips import Chip, chip
 
@@ -93,6 +95,8 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
         raise ValueError(f'--topology={name!r} is no topology: give a chip and a shape, such as {EXAMPLES}.')
     kind = chip(found[1])
     shape = tuple(int(size) for size in found[2].split('x'))
+    if min(shape) < 1:
+        raise ValueError(f'--topology={name!r}: every size must be at least 1.')
     if not kind.torus_dims:
         if len(shape) > 2 or not 1 <= shape[-1] <= kind.host_chips:
             raise ValueError(
@@ -145,5 +149,7 @@ def _describe_gpu(name: str, kind: Chip, shape: tuple[int, ...], num_slices: int
         raise ValueError(f'--num_slices={num_slices} is for TPUs; of GPUs write hosts and chips: {name}, {EXAMPLES}.')
     if not gpus.compiler_is_installed():
         raise ValueError("The compiler for NVIDIA GPUs is not installed: pip install 'avmae_jax[cuda]'.")
+    if not cudnn_is_installed():
+        logging.warning('Attention is planned as plain XLA, not as the kernel of cuDNN: pip install nvidia-cudnn-cu13.')
     hosts, chips = shape
     return {'topology_name': '', 'target_config': gpus.target_config(kind), 'topology': f'1x{hosts}x{chips}'}

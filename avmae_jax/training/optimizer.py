@@ -97,8 +97,8 @@ def _scale_by_adam(
 
     Args:
       first_moment_dtype: what the mean of the gradients is kept in; bfloat16 saves 2 of the 12 bytes a parameter of the
-        state. It is rounded as it is stored; the update is made from what it was before. The second moment stays
-        float32: with beta2 near 1 its changes of a step are less than bfloat16 tells apart.
+        state. It is rounded as it decays and as it is stored (optax); a step's own gradient is added in float32. The
+        second moment stays float32: with beta2 near 1 its changes of a step are less than bfloat16 tells apart.
     """
     if first_moment_dtype not in FIRST_MOMENT_DTYPES:
         raise ValueError(f'first_moment_dtype must be one of {FIRST_MOMENT_DTYPES}; got {first_moment_dtype!r}.')

@@ -1,13 +1,15 @@
 import csv
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import avmae_jax
-from avmae_jax import evaluate, export
+from avmae_jax import evaluate, export, pretrained
 from avmae_jax.data import schema
 from avmae_jax.evaluation import passes
+from avmae_jax.exports import embeddings
 
 parquet = pytest.importorskip('pyarrow.parquet', reason="needs pip install 'avmae_jax[export]'")
 
@@ -27,6 +29,7 @@ def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(
     )
     table = parquet.read_table(tmp_path / 'out.parquet')
     assert table.column_names == ['path', 'start', 'end', 'video', 'audio']
+    assert table.schema.metadata[b'avmae_jax'] == repr(f'{pretrained_run.name}/checkpoints/7').encode()
     assert table['path'].to_pylist() == [str(tiny_clips.parent / row['path']) for row in rows]
     subject = evaluate.load_subject(pretrained_run, overrides={})
     evaluator = evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train')
@@ -80,3 +83,50 @@ def test_the_example_of_the_documentation_finds_the_clip_itself_first(tmp_path, 
     exec(compile(code, 'docs/export.md', 'exec'), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '1.000  0.wav' and len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    'subject, arguments, message',
+    [
+        ('run', ['--embeddings=media', '--format=torch'], '--format is for exports'),
+        ('run', ['--embeddings=media', '--dtype=bfloat16'], '--dtype is for exports'),
+        ('run', ['--embeddings=media', '--modality=audio'], '--modality is for exports'),
+        ('export', ['--embeddings=media', '--noaveraged'], '--averaged chooses parameters of a run'),
+        ('export', ['--embeddings=media', '--average_last=2'], '--average_last chooses parameters of a run'),
+        ('run', ['--batch_size=3'], '--batch_size is for --embeddings alone'),
+        ('run', ['--num_clips=3'], '--num_clips is for --embeddings alone'),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(
+    subject, arguments, message, run_export, pretrained_run, tmp_path, capsys
+):
+    where = pretrained_run
+    if subject == 'export':
+        where = tmp_path / 'model'
+        export.export(where, avmae_jax.load_pretrained(pretrained_run).trained, 'safetensors', 'float32')
+    with pytest.raises(SystemExit) as caught:
+        run_export(f'--checkpoint={where}', f'--output={tmp_path}/out', *arguments)
+    assert caught.value.code == export.EXIT_SETTINGS
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'run, flag, chosen',
+    [
+        ('finetuned_run', '--noaveraged', {'averaged': False}),
+        ('pretrained_run', '--average_last=2', {'average_last': 2}),
+    ],
+)
+def test_features_are_of_the_parameters_that_are_chosen(run, flag, chosen, run_export, request, tmp_path, monkeypatch):
+    embedded = []
+    monkeypatch.setattr(embeddings, 'read_rows', lambda media: [])
+    monkeypatch.setattr(embeddings, 'write_embeddings', lambda path, trained, *_, **__: embedded.append(trained) or [])
+    folder = request.getfixturevalue(run)
+    run_export(f'--checkpoint={folder}', '--embeddings=media', f'--output={tmp_path}/out.parquet', flag)
+    wanted, usual = pretrained.read_run(folder, **chosen), pretrained.read_run(folder)
+    same = [
+        all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (embedded[0].params, x.params)), strict=True))
+        for x in (wanted, usual)
+    ]
+    assert same == [True, False]

@@ -1,5 +1,7 @@
 """What `transformers` loads of an export says what our model says; what it has no class for is refused by the field."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ transformers = pytest.importorskip('transformers', reason="needs pip install 'av
 from avmae_jax import export  # noqa: E402
 from avmae_jax.data.schema import DatasetInfo, LabelSet, MediaSettings  # noqa: E402
 from avmae_jax.data.views import AudioView, ImageView, VideoView, View  # noqa: E402
-from avmae_jax.exports import functions  # noqa: E402
+from avmae_jax.exports import functions, huggingface  # noqa: E402
 from avmae_jax.exports.trained import Trained  # noqa: E402
 from avmae_jax.models.autoencoder import MaskedAutoencoder  # noqa: E402
 from avmae_jax.models.blocks import Compute  # noqa: E402
@@ -129,6 +131,7 @@ def test_transformers_says_what_the_model_says(name, tmp_path):
         tmp_path / 'out', output_loading_info=True
     )
     assert {key.split('.')[0] for key in problems['missing_keys']} <= {'pooler'} and not problems['unexpected_keys']
+    assert f'transformers.{type(theirs).__name__}.from_pretrained' in (tmp_path / 'out/README.md').read_text()
     assert type(transformers.AutoModel.from_pretrained(tmp_path / 'out')).__name__.startswith(name[:3])
     rng = np.random.default_rng(1)
     shape = trained.row_shapes[modality]
@@ -227,3 +230,22 @@ def test_of_several_modalities_one_must_be_chosen(tmp_path):
         export.export(tmp_path / 'out', trained, 'huggingface', 'float32')
     with pytest.raises(ValueError, match='--modality=image is none of video, audio'):
         trained.alone('image')
+
+
+@pytest.mark.parametrize('modality, kind', [('image', 'CLIPImageProcessor'), ('video', 'VideoMAEImageProcessor')])
+def test_pictures_are_resized_and_their_middle_is_cut(modality, kind):
+    trained = make_trained(autoencoder(SharedEncoder(SIZE, COMPUTE), {'video': VIDEO, 'image': IMAGE}))
+    parts = {'video': VideoView(4, 0.1, 14, 10), 'image': ImageView(14, 10)}
+    found = huggingface.describe_preprocessor(trained._replace(view=View(**{modality: parts[modality]})))
+    assert hasattr(transformers, kind)
+    cut = {'do_resize': True, 'size': {'shortest_edge': 14}, 'do_center_crop': True}
+    cut |= {'crop_size': {'height': 10, 'width': 10}, 'resample': 2, 'image_processor_type': kind}
+    assert found | cut == found
+    assert found['image_mean'] == [0.4, 0.5, 0.6]
+
+
+def test_sound_has_a_preprocessor_where_theirs_is_alike():
+    trained = make_trained(EXPECTED['ASTModel'][0]).alone('audio')
+    assert huggingface.describe_preprocessor(trained)['feature_extractor_type'] == 'ASTFeatureExtractor'
+    other = dataclasses.replace(trained.preprocess, convention='avmae')
+    assert huggingface.describe_preprocessor(trained._replace(preprocess=other)) == {}

@@ -50,3 +50,30 @@ def test_bfloat16_is_stored_and_read_as_float32(pretrained_run, tmp_path):
     assert equal_bits(plain, rounded)
     wide = experiment.restore_model(tmp_path / 'out').params
     assert equal_bits(wide, {name: x.astype(np.float32) for name, x in rounded.items()})
+
+
+def files_with(folder, text):
+    return [path.name for path in folder.rglob('*') if path.is_file() and text.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize('format_name', ['orbax', 'safetensors', 'torch'])
+def test_no_folder_of_the_machine_is_published(format_name, finetuned_run, tmp_path):
+    trained = pretrained.read_run(finetuned_run)
+    trained.config['start'] = {**trained.config['start'], 'path': '/home/somebody/run'}
+    data = trained.config['data']['path']
+    trained.config['data'] = {**trained.config['data'], 'data_dir': '/home/somebody/tfds'}
+    assert str(finetuned_run) in trained.about['checkpoint'] and data
+    export.export(tmp_path / 'out', trained, format_name, 'float32')
+    for text in (data, str(finetuned_run), '/home/somebody'):
+        assert not files_with(tmp_path / 'out', text), text
+    assert files_with(tmp_path / 'out', f'{finetuned_run.name}/checkpoints/3')
+    assert trained.config['data']['path'] == data
+
+
+def test_evaluating_an_export_asks_for_the_data(finetuned_run, tiny_dataset, tmp_path):
+    export.export(tmp_path / 'out', pretrained.read_run(finetuned_run), 'orbax', 'float32')
+    asked = dict(batch_size=None, num_clips=1, split='test', train_split='train')
+    with pytest.raises(ValueError, match='config.data.path is empty: give --config.data.path=DIR'):
+        evaluate.Evaluator(evaluate.load_subject(tmp_path / 'out', overrides={}), **asked)
+    subject = evaluate.load_subject(tmp_path / 'out', overrides={'data.path': str(tiny_dataset)})
+    assert len(evaluate.Evaluator(subject, **asked).source)

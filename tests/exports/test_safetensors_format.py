@@ -1,5 +1,6 @@
 """Exports that `load_pretrained` reads: what goes in comes out, and what is damaged is refused."""
 
+import dataclasses
 import functools
 import json
 import operator
@@ -13,8 +14,9 @@ from etils import epath
 
 import avmae_jax
 from avmae_jax import experiment, export, pretrained
+from avmae_jax.exports import card
 from avmae_jax.exports import folder as folders
-from avmae_jax.exports.trained import named_arrays
+from avmae_jax.exports.trained import named_arrays, published
 from avmae_jax.weights import safetensors
 
 
@@ -37,7 +39,7 @@ def test_an_export_gives_back_the_model_bit_for_bit(exported, pretrained_run, fi
     assert_equal_bits(after.params, before.params)
     assert after.model == before.model and after.preprocess == before.preprocess
     assert after.shapes == before.shapes and after.row_shapes == before.row_shapes
-    assert after.about == before.about and after.objective == before.objective
+    assert after.about == published(before.about) and after.objective == before.objective
     assert {h: after.info.labels[h] for h in after.heads} == {h: before.info.labels[h] for h in before.heads}
 
 
@@ -73,10 +75,10 @@ def test_bfloat16_halves_the_file_and_rounds_each_number_once(exported, pretrain
 
 
 def test_the_card_tells_where_the_model_comes_from(exported, pretrained_run, tmp_path):
-    card = (exported / 'finetuned' / 'README.md').read_text()
+    text = (exported / 'finetuned' / 'README.md').read_text()
     trained = pretrained.read_run(pretrained_run)
     for words in ('MBT', 'moving average', 'load_pretrained', '`label`: 9 classes', 'model.classify', 'TODO', 'jax '):
-        assert words in card, words
+        assert words in text, words
     run = shutil.copytree(pretrained_run, tmp_path / 'run')
     (run / 'evaluation').mkdir()
     trained = pretrained.read_run(run)
@@ -88,10 +90,38 @@ def test_the_card_tells_where_the_model_comes_from(exported, pretrained_run, tmp
     (run / 'evaluation/a.json').write_text(json.dumps({'subject': trained.about, **content}))
     other = {**trained.about, 'digest': 'another'}
     (run / 'evaluation/b.json').write_text(json.dumps({'subject': other, **content}).replace('4321', '8765'))
+    for name, content in {'cut': '{"subject": ', 'list': '[]', 'empty': '{}'}.items():
+        (run / f'evaluation/{name}.json').write_text(content)
     export.export(tmp_path / 'with results', trained, 'safetensors', 'float32')
-    card = (tmp_path / 'with results' / 'README.md').read_text()
-    assert '0.432' in card and '0.87' not in card  # Results of other parameters say nothing of these.
-    assert trained.about['digest'] in card and trained.about['trained_on'] in card
+    text = (tmp_path / 'with results' / 'README.md').read_text()
+    assert '0.432' in text and '0.87' not in text  # Results of other parameters say nothing of these.
+    for name in ('cut', 'list', 'empty'):
+        assert f'`evaluation/{name}.json` of the run could not be read' in text
+    assert trained.about['digest'] in text and trained.about['trained_on'] in text
+
+
+def test_the_card_of_each_format_says_how_that_is_loaded_and_fed(pretrained_run, tmp_path):
+    trained = pretrained.read_run(pretrained_run)
+    (tmp_path / 'config.json').write_text('{"architectures": ["ASTModel"]}')
+    told = {}
+    for name in ('scenic', 'huggingface', 'torch'):
+        card.write_card(export.epath.Path(tmp_path), trained, name, 'float32')
+        told[name] = (tmp_path / 'README.md').read_text()
+    assert '`checkpoint_7` is read' in told['scenic']
+    assert "transformers.ASTModel.from_pretrained('.')" in told['huggingface']
+    for name, text in told.items():
+        assert ('uint8' not in text, 'takes normalised arrays' in text) == ((name != 'torch',) * 2)
+        assert 'imported' not in text and 'trained with avmae_jax: the checkpoint of step 7' in text
+
+
+def test_the_card_of_an_imported_model_says_where_from(pretrained_run):
+    trained = pretrained.read_run(pretrained_run)
+    info = dataclasses.replace(trained.info, name='vit_npz B_16.npz')
+    imported = trained._replace(info=info, about={**trained.about, 'trained_on': '', 'step': 0})
+    text = card.card(imported, 'safetensors', 'float32', [])
+    assert 'clips, imported by avmae_jax from vit_npz B_16.npz\n' in text
+    assert '- imported by avmae_jax from vit_npz B_16.npz, and not trained further' in text
+    assert 'trained on' not in text and 'trained with' not in text and '``\n' not in text.replace('```', '')
 
 
 # -- Damage --

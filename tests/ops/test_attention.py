@@ -52,7 +52,7 @@ def test_it_is_settled_by_the_devices_that_are_compiled_for(monkeypatch):
         assert pick() == 'splash'
         assert pick(num_tokens=300) == pick(head_width=256) == pick('xla') == 'xla'
     for installed in (True, False):
-        monkeypatch.setattr(attention, '_cudnn_is_installed', lambda installed=installed: installed)
+        monkeypatch.setattr(attention, 'cudnn_is_installed', lambda installed=installed: installed)
         with devices_of('NVIDIA H200'):  # Which is not here: a plan.
             assert pick() == ('cudnn' if installed else 'xla')
             assert attention.pick_implementation('auto', jnp.dtype('float32'), 300, 64) == 'xla'

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,3 +158,11 @@ def test_a_prefetch_that_is_closed_early_does_not_hang():
     batches.close()
     assert not batches._thread.is_alive()
     assert jax.process_count() == 1
+
+
+def test_slices_are_of_tpus_and_hosts_with_gpus_are_none():
+    devices = {
+        kind: [types.SimpleNamespace(platform=kind, slice_index=i // 4) for i in range(8)] for kind in ('tpu', 'gpu')
+    }
+    assert mesh.count_slices(devices['tpu']) == 2 and mesh.count_slices(devices['gpu']) == 1
+    assert mesh.count_slices(jax.devices()) == 1

@@ -30,7 +30,13 @@ def grid(name: str, num_slices: int = 1) -> topology_lib.Topology:
 
 @pytest.mark.parametrize(
     ('name', 'words'),
-    [('v5e', 'v5e:4x4'), ('v5e:4x4x4', '2 dimensions, not 3'), ('v5f:4x4', 'did you mean v5'), ('h200:16', 'h200:4x8')],
+    [
+        ('v5e', 'v5e:4x4'),
+        ('v5e:4x4x4', '2 dimensions, not 3'),
+        ('v5f:4x4', 'did you mean v5'),
+        ('h200:16', 'h200:4x8'),
+        ('h200:0x8', 'at least 1'),
+    ],
 )
 def test_a_wrong_topology_is_told_with_a_right_one(name, words):
     with pytest.raises(ValueError, match=words):
