@@ -33,7 +33,7 @@ from avmae_jax.models.tokenizers import AudioTokenizer, VideoTokenizer
 from avmae_jax.objectives import TERMS, Objective
 from avmae_jax.ops.attention import IMPLEMENTATIONS
 from avmae_jax.training.optimizer import adam
-from avmae_jax.training.step import compiler_options
+from avmae_jax.training.step import compile_on
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -184,7 +184,7 @@ def main() -> None:
     init, step = make_step(model, objective, donate)
     shapes = jax.eval_shape(init, jax.random.key(0), inputs)
     start, cpu_start = time.perf_counter(), time.process_time()
-    compiled = step.lower(shapes, inputs).compile(compiler_options=compiler_options(jax.default_backend()))
+    compiled = compile_on(step.trace(shapes, inputs), jax.default_backend())
     compile_seconds, compile_cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     state = init(jax.random.key(0), inputs)
     losses = []
