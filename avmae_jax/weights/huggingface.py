@@ -53,6 +53,7 @@ from avmae_jax.weights.table import (
     few,
     join_columns,
     layers_of,
+    of_shape,
     permute,
     reshape,
     transpose,
@@ -528,7 +529,7 @@ def layer_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> lis
         Row(
             tuple(f'{name}.weight' for name in names),
             (f'{qkv}/kernel',),
-            chain(transpose(), reshape_all((width, width)), join_columns((width, *heads), (width, -1))),
+            chain(transpose(), reshape((width, width), (width, *heads)), join_columns((width, *heads), (width, -1))),
         ),
         *linear_rows(f'{theirs}.attention.output.dense', f'{ours}/attention/out'),
         *norm_rows(f'{theirs}.layernorm_after', f'{ours}/mlp_norm'),
@@ -537,19 +538,9 @@ def layer_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> lis
     ]
     if size.architecture.qkv_bias:
         biases = [f'{name}.bias' for name in names] if key_bias else [f'{attention}.q_bias', f'{attention}.v_bias']
-        join = join_columns(heads, (-1,))
-        split = chain(reshape_all((width,)), join) if key_bias else chain(keyless(), reshape_all((width,)), join)
-        rows.append(Row(tuple(biases), (f'{qkv}/bias',), split))
+        join = chain(reshape((width,), heads), join_columns(heads, (-1,)))
+        rows.append(Row(tuple(biases), (f'{qkv}/bias',), join if key_bias else chain(keyless(), join)))
     return rows
-
-
-def reshape_all(shape: Sequence[int]) -> Transform:
-    """Arrays that must be of one shape, and are given back in it."""
-
-    def checked(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return [array.reshape(shape) for array in arrays]
-
-    return Transform(checked, checked)
 
 
 def stem_rows(theirs: str, ours: str, tokenizer: Tokenizer, width: int) -> list[Row]:
@@ -580,12 +571,12 @@ def frequency_first(grid: Sequence[int], in_front: int, width: int) -> Transform
     time, frequency = grid
 
     def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        table = arrays[0].reshape(in_front + time * frequency, width)
+        table = of_shape(arrays[0], (1, in_front + time * frequency, width))[0]
         places = table[in_front:].reshape(frequency, time, width).swapaxes(0, 1)
         return [np.concatenate([table[:in_front], places.reshape(-1, width)])]
 
     def backward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        places = arrays[0][in_front:].reshape(time, frequency, width).swapaxes(0, 1)
+        places = of_shape(arrays[0], (-1, width))[in_front:].reshape(time, frequency, width).swapaxes(0, 1)
         return [np.concatenate([arrays[0][:in_front], places.reshape(-1, width)])[None]]
 
     return Transform(forward, backward)

@@ -109,6 +109,7 @@ def read_config(path: epath.PathLike, given: Mapping[str, str]) -> dict[str, Any
         raise ValueError(f'{file} is no config in JSON: {error}') from error
     if not isinstance(config, dict) or not isinstance(config.get('model'), dict):
         raise ValueError(f"{file} is no config of Scenic: it has no section 'model'.")
+    scenic_config.check_values(f'{file}: config', config)
     return config
 
 
@@ -119,8 +120,8 @@ def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, st
       given: what GIVEN names.
       variant: 'av_mae', for its autoencoders, its classifiers of one modality and its MBT; 'mbt', for the older MBT.
     """
+    config = read_config(path, given)  # First, as it is small.
     arrays, _ = read_checkpoint(path)
-    config = read_config(path, given)
     try:
         model, rows = build(config, arrays, compute, variant)
         shapes = {m: input_shape(config, m, given) for m in model.tokenizers}
@@ -204,6 +205,8 @@ def source_settings(config: scenic_config.Config, model: Trunk) -> dict[str, Any
         for names in (('normalization_mean_spec', 'normalization_std_spec'), ('spec_mean', 'spec_stddev')):
             if all(name in data for name in names):
                 found['preprocess.audio_mean'], found['preprocess.audio_std'] = (float(data[name]) for name in names)
+                if data[names[1]] <= 0:
+                    raise ValueError(f'config.dataset_configs.{names[1]} is {data[names[1]]}, and not above 0.')
     if not isinstance(model, MaskedAutoencoder):
         return found
     objective = scenic_config.build_objective(config)

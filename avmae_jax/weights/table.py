@@ -47,9 +47,19 @@ def keep() -> Transform:
     return Transform(lambda arrays: arrays, lambda arrays: arrays)
 
 
+def of_shape(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The array, when that is its shape, in which one entry may be -1: as many numbers in another order are others."""
+    if array.ndim != len(shape) or any(n not in (size, -1) for size, n in zip(array.shape, shape, strict=True)):
+        raise ValueError(f'it is of shape {array.shape}, where {tuple(shape)} was due.')
+    return array
+
+
 def reshape(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
-    """The same numbers in another shape; one entry of a shape may be -1."""
-    return Transform(lambda arrays: [arrays[0].reshape(ours)], lambda arrays: [arrays[0].reshape(theirs)])
+    """The same numbers in another shape; one entry of a shape may be -1. Of several arrays, each."""
+    return Transform(
+        lambda arrays: [of_shape(array, theirs).reshape(ours) for array in arrays],
+        lambda arrays: [of_shape(array, ours).reshape(theirs) for array in arrays],
+    )
 
 
 def transpose() -> Transform:
@@ -67,8 +77,8 @@ def permute(theirs: Sequence[int], axes: Sequence[int], ours: Sequence[int]) -> 
     """
     middle, back = [theirs[axis] for axis in axes], np.argsort(axes)
     return Transform(
-        lambda arrays: [arrays[0].reshape(theirs).transpose(axes).reshape(ours)],
-        lambda arrays: [arrays[0].reshape(middle).transpose(back)],
+        lambda arrays: [of_shape(arrays[0], theirs).transpose(axes).reshape(ours)],
+        lambda arrays: [of_shape(arrays[0], ours).reshape(middle).transpose(back)],
     )
 
 
@@ -104,7 +114,7 @@ def join_columns(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
     """Several arrays [..., head, channel] become one whose columns are ordered (head, which array, channel)."""
 
     def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return [np.stack([array.reshape(theirs) for array in arrays], axis=-2).reshape(ours)]
+        return [np.stack([of_shape(array, theirs) for array in arrays], axis=-2).reshape(ours)]
 
     def backward(arrays: list[np.ndarray]) -> list[np.ndarray]:
         count = arrays[0].size // int(np.prod(theirs))

@@ -21,7 +21,7 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.sizes import Architecture, Size
 from avmae_jax.structs import Modality
 from avmae_jax.weights import files
-from avmae_jax.weights.huggingface import Made, keyless, linear_rows, norm_rows, reshape_all
+from avmae_jax.weights.huggingface import Made, keyless, linear_rows, norm_rows
 from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import load_rows, row
 from avmae_jax.weights.table import Arrays, Row, chain, few, join_columns, permute, reshape
@@ -158,7 +158,7 @@ def block_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> lis
     if key_bias:
         whole = chain(reshape((3 * width,), split[:3]), permute(split[:3], (1, 0, 2), (-1,)))
         return [*rows, row(f'{attention}.qkv.bias', f'{qkv}/bias', whole)]
-    joined = chain(keyless(), reshape_all((width,)), join_columns((heads, channels), (-1,)))
+    joined = chain(keyless(), reshape((width,), split[1:3]), join_columns(split[1:3], (-1,)))
     return [*rows, Row((f'{attention}.q_bias', f'{attention}.v_bias'), (f'{qkv}/bias',), joined)]
 
 
