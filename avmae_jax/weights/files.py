@@ -35,6 +35,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
+from avmae_jax import whole
 from avmae_jax.weights import safetensors
 from avmae_jax.weights.table import Arrays, few, flatten
 
@@ -396,16 +397,11 @@ def _numbered(tree: Any) -> list[Any]:
 def write_msgpack(path: epath.PathLike, tree: Mapping[str, Any]) -> None:
     """A tree of dicts, arrays, numbers, strings and None as `flax.serialization.msgpack_restore` reads it.
 
-    Written beside and then renamed: under the name there is the whole file, or what was there before.
+    Under the name there is the whole file, or what was there before.
     """
     content = msgpack.packb(_cut_chunks(tree), default=_encode, strict_types=True)
-    file = epath.Path(path)
-    unfinished = file.parent / f'{file.name}.unfinished'
-    try:
-        unfinished.write_bytes(content)
-        unfinished.rename(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole.new_file(path) as file:
+        file.write_bytes(content)
 
 
 def _cut_chunks(tree: Any) -> Any:
