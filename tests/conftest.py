@@ -262,25 +262,34 @@ def _broken_leaves(content: object, where: str = '') -> Iterator[tuple[str, obje
         yield from ((f'{where} = {value!r}', value) for value in ANYTHING)
 
 
+def _once(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Has a function called once for each of its arguments."""
+    found, call = {}, getattr(module, name)
+
+    def remembered(*arguments):
+        key = repr(arguments)
+        if key not in found:
+            found[key] = call(*arguments)
+        return found[key]
+
+    monkeypatch.setattr(module, name, remembered)
+
+
 @pytest.fixture
-def read_once(monkeypatch):
-    """Has files of weights read once, and shapes traced once for each model: what is fuzzed is the JSON beside them."""
-    from avmae_jax.weights import files, scenic_avmae, scenic_files
+def traced_once(monkeypatch):
+    """Has the shapes of parameters traced once for each model: what is broken are arrays, and settings."""
+    from avmae_jax.weights import scenic_avmae
 
-    def once(module, name):
-        found, read = {}, getattr(module, name)
+    _once(monkeypatch, scenic_avmae, 'looped_shapes')
 
-        def remembered(*arguments):
-            key = repr(arguments)
-            if key not in found:
-                found[key] = read(*arguments)
-            return found[key]
 
-        monkeypatch.setattr(module, name, remembered)
+@pytest.fixture
+def read_once(monkeypatch, traced_once):
+    """Has files of weights read once: what is broken is the JSON beside them."""
+    from avmae_jax.weights import files, scenic_files
 
-    once(files, 'read_arrays')
-    once(scenic_files, 'read_checkpoint')
-    once(scenic_avmae, 'looped_shapes')
+    _once(monkeypatch, files, 'read_arrays')
+    _once(monkeypatch, scenic_files, 'read_checkpoint')
 
 
 @pytest.fixture(scope='session')

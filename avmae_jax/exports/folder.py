@@ -31,12 +31,12 @@ def write_digests(folder: epath.Path) -> None:
 def read_json(folder: epath.Path, name: str) -> dict[str, Any]:
     """A table in a JSON file of the folder."""
     file = folder / name
+    if not file.is_file():
+        raise ValueError(f'{folder} has no {name}: it is no export, or not a whole one.')
     try:
         if file.stat().length > MAX_JSON_BYTES:
             raise ValueError(f'it has {file.stat().length:,} bytes')
         content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f'{folder} has no {name}: it is no export, or not a whole one.') from error
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f'{file} cannot be read: {error}.') from error
     if not isinstance(content, dict):
@@ -50,7 +50,7 @@ def check_digests(folder: epath.Path, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(expected, dict) or name not in expected:
             raise ValueError(f'{folder / DIGESTS_FILE} does not tell of {name}: no export to load, or not a whole one.')
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise ValueError(f'{folder} has no {name}: the export is not whole.')
         if digest(folder / name) != expected[name]:
             raise ValueError(f'{folder / name} is not what was exported: its size or digest differs.')

@@ -32,7 +32,7 @@ from avmae_jax.weights import scenic_config, scenic_mbt
 from avmae_jax.weights.files import checked, read_msgpack, write_msgpack
 from avmae_jax.weights.imported import Imported
 from avmae_jax.weights.scenic_avmae import load_rows, scenic_rows
-from avmae_jax.weights.table import Arrays, Row, few, flatten, unflatten
+from avmae_jax.weights.table import Arrays, Row, as_float32, few, flatten, unflatten
 
 CONFIG_FILE = 'config.json'
 MAX_CONFIG = 1 << 20  # Bytes.
@@ -66,7 +66,8 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
         )
     # Whole variables of flax, rather than their collection of parameters.
     params = params['params'] if isinstance(params.get('params'), Mapping) and len(params) == 1 else params
-    if flatten(state.get('model_state') or {}):
+    beside = state.get('model_state')
+    if beside is not None and not (isinstance(beside, Mapping) and not flatten(beside)):
         raise ValueError(f'{path}: its model has a state beside its parameters, which those read here have not.')
     arrays = flatten(params)
     other = sorted(
@@ -74,7 +75,7 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     )
     if other:
         raise ValueError(f'{path}: {few(other)} are no arrays of floats, as parameters are.')
-    return Checkpoint(checked(path, arrays), _step(path, state.get('global_step')))
+    return Checkpoint(as_float32(checked(path, arrays)), _step(path, state.get('global_step')))
 
 
 def _step(path: epath.PathLike, said: Any) -> int:

@@ -47,6 +47,15 @@ def keep() -> Transform:
     return Transform(lambda arrays: arrays, lambda arrays: arrays)
 
 
+def shape_of(arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> tuple[int, ...]:
+    """The shape of an array that must be there, and hold something."""
+    if name not in arrays:
+        raise ValueError(f'{name} is missing; there are {few(sorted(arrays))}.')
+    if arrays[name].ndim != num_axes or 0 in arrays[name].shape:
+        raise ValueError(f'{name} is {arrays[name].shape}, where {num_axes} axes were due.')
+    return arrays[name].shape
+
+
 def of_shape(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The array, when that is its shape, in which one entry may be -1: as many numbers in another order are others."""
     if array.ndim != len(shape) or any(n not in (size, -1) for size, n in zip(array.shape, shape, strict=True)):
@@ -195,8 +204,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Nested dicts -> 'path/to/leaf' -> leaf."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat.update(flatten(value, f'{prefix}{name}/') if isinstance(value, Mapping) else {prefix + name: value})
+        found = flatten(value, f'{prefix}{name}/') if isinstance(value, Mapping) else {prefix + name: value}
+        if not flat.keys().isdisjoint(found):
+            raise ValueError(f'{few(sorted(flat.keys() & found))} is there twice.')
+        flat.update(found)
     return flat
+
+
+def as_float32(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Parameters; what is of whole numbers is refused, as it is none, or is one of a quantised model."""
+    others = sorted(name for name, array in arrays.items() if array.dtype.kind != 'f')
+    if others:
+        raise ValueError(f'{few(others)} are no arrays of floats, as parameters are.')
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

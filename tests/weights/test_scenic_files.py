@@ -151,6 +151,7 @@ def test_flax_restores_what_is_written(tmp_path):
     [
         ({'weights': {}}, 'checkpoint is no training state of Scenic: it has weights'),
         ({'params': {'a': np.ones(2, np.float32)}, 'model_state': {'batch_stats': {'m': np.ones(2)}}}, 'has a state'),
+        ({'params': {'a': np.ones(2, np.float32)}, 'model_state': 5}, 'checkpoint: its model has a state'),
         ({'params': {'a': np.ones(2, np.int32)}}, 'checkpoint: a are no arrays of floats'),
         ({'params': {'a': np.full(2, np.nan, np.float32)}}, 'checkpoint: a holds numbers that are not finite'),
         *(
