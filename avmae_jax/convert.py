@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging as python_logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +35,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import checks, experiment, settings
+from avmae_jax import checks, experiment, settings, whole
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
@@ -270,22 +269,14 @@ def write(
     state = state_lib.init_from(on_devices, key, place.shardings, parts.objective.init, parts.optimizer)
     meta = experiment.make_meta(config, source, parts.shapes, state)
     meta['dataset']['digest'] = digest
-    temporary = folder.parent / f'.{folder.name}.{os.getpid()}'
-    temporary.mkdir(parents=True)
-    try:
-        settings.save_config(config, temporary)
-        (temporary / 'config.py').write_text(CONFIG_MODULE)
-        (temporary / 'start.txt').write_text(f'{text}\n')
-        report.write_overview(state.params, temporary / 'parameters.txt')
-        checkpoints = Checkpoints(temporary / 'checkpoints', keep_best=0)
+    with whole.new_folder(folder) as made:
+        settings.save_config(config, made)
+        (made / 'config.py').write_text(CONFIG_MODULE)
+        (made / 'start.txt').write_text(f'{text}\n')
+        report.write_overview(state.params, made / 'parameters.txt')
+        checkpoints = Checkpoints(made / 'checkpoints', keep_best=0)
         checkpoints.save(0, state_lib.to_items(state), meta)
         checkpoints.close()
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
 
 
 # -- The command --

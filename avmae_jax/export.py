@@ -38,7 +38,7 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import pretrained, settings
+from avmae_jax import pretrained, settings, whole
 from avmae_jax.data import files
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.workers import LoaderError
@@ -74,9 +74,10 @@ _AVERAGE_LAST = flags.DEFINE_integer('average_last', 1, 'The mean over so many c
 
 def export(output: epath.PathLike, trained: Trained, format_name: str, dtype: str) -> None:
     """Writes a whole folder, or nothing."""
-    with folder.new_folder(output) as made:
+    with whole.new_folder(output) as made:
         FORMATS[format_name](made, trained, dtype)
         card.write_card(made, trained, format_name, dtype)
+        folder.write_digests(made)
 
 
 def embed(output: str, media: str, trained: Trained) -> None:

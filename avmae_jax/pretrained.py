@@ -21,11 +21,11 @@ does to a clip, so that both come to the same features.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -40,14 +40,13 @@ from avmae_jax.data.views import AudioView, View
 from avmae_jax.exports import functions, native
 from avmae_jax.exports.functions import Rebuilt
 from avmae_jax.exports.rows import make_rows
-from avmae_jax.exports.trained import Trained, nested_params, rebuild_preprocess
+from avmae_jax.exports.trained import Trained, nested_params, rebuild_preprocessing
 from avmae_jax.ops.preprocess import STORED, Preprocess
-from avmae_jax.settings import Config, override
+from avmae_jax.settings import Config, fits, override
 from avmae_jax.structs import Array, Modality
-from avmae_jax.weights.table import Arrays
+from avmae_jax.weights import bounds
 
-MAX_TOKENS = 2**17  # Of a row; a video of 16 x 224 x 224 has 1,568.
-MAX_AXIS = 2**20  # Of a row.
+MAX_SAMPLES = 2**31  # Of a row; an hour at 48 kHz has 2**27.
 # What comes of JSON that says something else than was written.
 WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -144,19 +143,15 @@ def load_pretrained(path: epath.PathLike, *, dtype: str | None = None) -> Pretra
 def read_export(folder: epath.Path, dtype: str | None = None) -> Trained:
     """What an export holds; refused with a sentence unless every file is the one that was written."""
     stored = native.read(folder)
-    try:
-        sections = {name: stored.config[name] for name in native.SECTIONS}
-        sections = _with_dtype(sections, dtype)
+    sections = _with_dtype({name: stored.config[name] for name in native.SECTIONS}, dtype)
+    with _reading(folder / native.CONFIG):
         model, objective = experiment.build_model(sections, stored.info), experiment.build_objective(sections)
-        preprocess = rebuild_preprocess(stored.preprocessing)
-        view = _rebuild_view(stored.preprocessing)
-        _check_sizes(model, stored.arrays)
         shapes = _read_shapes(stored.config['input_shapes'], model)
-        _compare_shapes(shapes, view, preprocess)
+        bounds.check(model, stored.arrays, shapes)
         wanted = jax.eval_shape(experiment.make_init_params(model, objective, shapes), jax.random.key(0))
-    except WRONG as error:
-        why = error if isinstance(error, ValueError) else f'its JSON does not tell what the model is: {error!r}'
-        raise ValueError(f'{folder}: {why}') from error
+    with _reading(folder / native.PREPROCESSING):
+        view, preprocess = rebuild_preprocessing(stored.preprocessing)
+        _compare_shapes(shapes, view, preprocess)
     try:
         params = nested_params(stored.arrays, wanted, model.encoder.compute.scan)
     except ValueError as error:
@@ -210,43 +205,25 @@ def _with_dtype(config: Config, dtype: str | None) -> dict[str, Any]:
     return dict(config) if dtype is None else override(config, {'model.compute.dtype': dtype})
 
 
-def _rebuild_view(described: Mapping[str, Any]) -> View:
-    """The view that `describe_preprocessing` describes."""
-    parts = {}
-    for modality, part in described.items():
-        kind = experiment.VIEWS[modality]
-        known = [field.name for field in dataclasses.fields(kind)]
-        parts[modality] = kind(**{name: part[name] for name in known if name in part})
-    return View(**parts)
-
-
-def _check_sizes(model: experiment.Model, arrays: Arrays) -> None:
-    """Compares how large a model says it is with its arrays, before anything is made of that size."""
-    longest = max((size for array in arrays.values() for size in array.shape), default=0)
-    for part in ('encoder', 'decoder'):
-        size = getattr(getattr(model, part, None), 'size', None)
-        limits = {'width': longest, 'mlp_width': longest, 'num_heads': longest, 'num_layers': len(arrays)}
-        for name, limit in limits.items() if size is not None else ():
-            if not 0 < getattr(size, name) <= limit:
-                raise ValueError(
-                    f'{native.CONFIG}: model.{part}.size.{name} is {getattr(size, name)}, and by {native.WEIGHTS} it '
-                    f'is at most {limit}.'
-                )
+@contextlib.contextmanager
+def _reading(file: epath.Path) -> Iterator[None]:
+    """Tells of whatever a JSON file makes go wrong with its name."""
+    try:
+        yield
+    except WRONG as error:
+        why = error if isinstance(error, ValueError) else f'it does not tell what the model is: {error!r}'
+        raise ValueError(f'{file}: {why}') from error
 
 
 def _read_shapes(described: Any, model: experiment.Model) -> dict[Modality, tuple[int, ...]]:
-    """Modality -> shape of one row, of as many tokens as a table of positions may be made for."""
-    where = f'{native.CONFIG}: input_shapes'
+    """Modality -> shape of one row."""
+    where = 'input_shapes'
     if not isinstance(described, Mapping) or set(described) != set(model.tokenizers):
         raise ValueError(f'{where} is {described!r:.80}, and due is a shape for each of {", ".join(model.tokenizers)}.')
     for modality, shape in described.items():
         axes = {'video': 4, 'image': 3, 'audio': 2}[modality]
-        sizes = isinstance(shape, list) and all(type(size) is int and 0 < size < MAX_AXIS for size in shape)
-        if not sizes or len(shape) != axes:
+        if not fits(shape, tuple[int, ...]) or len(shape) != axes:
             raise ValueError(f'{where}.{modality} is {shape!r:.80}, where {axes} sizes were due.')
-        tokens = math.prod(model.tokenizers[modality].grid((1, *shape)))
-        if not 0 < tokens <= MAX_TOKENS:
-            raise ValueError(f'{where}.{modality} is {shape}: {tokens} tokens, and at most {MAX_TOKENS} are read.')
     return {modality: tuple(shape) for modality, shape in described.items()}
 
 
@@ -255,20 +232,19 @@ def _compare_shapes(shapes: Mapping[Modality, tuple[int, ...]], view: View, prep
     for modality, shape in shapes.items():
         part = view.parts.get(modality)
         if part is None:
-            raise ValueError(f'{native.PREPROCESSING} says nothing of {modality}.')
+            raise ValueError(f'it says nothing of {modality}.')
         if not isinstance(part, AudioView):
             made = part.shape
         elif preprocess.convention == STORED:
             made = shape  # That of the data, whatever it was.
         else:
             samples = round(part.seconds * preprocess.sample_rate)
+            if not 0 < samples <= MAX_SAMPLES:
+                raise ValueError(f'it makes {samples} samples of {modality}, and from 1 to {MAX_SAMPLES} are read.')
             frames = preprocess.num_spec_frames or preprocess.log_mel_convention.num_frames(samples)
             made = (frames, preprocess.num_mel_bins)
         if made != shape:
-            raise ValueError(
-                f'{native.PREPROCESSING} makes {modality} of shape {made}, and by {native.CONFIG} the model takes '
-                f'{shape}.'
-            )
+            raise ValueError(f'it makes {modality} of shape {made}, and by {native.CONFIG} the model takes {shape}.')
 
 
 def _last_checkpoints(newest: epath.Path, count: int) -> list[epath.Path]:

@@ -13,7 +13,9 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -80,6 +82,60 @@ def check_resumable(old: Config, new: Config, workdir: epath.PathLike) -> None:
         )
 
 
+# -- Kinds --
+
+MAX_NUMBER = 3.4028234663852886e38  # Of float32, in which everything is computed.
+KIND_NAMES = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'a text', type(None): 'null'}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a kind: int, float (finite, whole or not), bool, str, None, lists, tables, unions.
+
+    Of other kinds, which no file can hold, every value is.
+    """
+    base, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if base in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in arguments)
+    if base is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    if base is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if base in KIND_NAMES:
+        return isinstance(value, base)
+    if isinstance(base, type) and issubclass(base, Sequence):
+        return isinstance(value, list | tuple) and all(fits(one, arguments[0]) for one in value)
+    if isinstance(base, type) and issubclass(base, Mapping):
+        return isinstance(value, Mapping) and (not arguments or all(fits(one, arguments[1]) for one in value.values()))
+    return True
+
+
+def name_kind(kind: Any) -> str:
+    """A kind in words."""
+    base, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if base in (typing.Union, types.UnionType):
+        whole = float in arguments  # Such a number may be whole.
+        return ' or '.join(name_kind(one) for one in arguments if not (whole and one is int))
+    if base in KIND_NAMES:
+        return KIND_NAMES[base]
+    if isinstance(base, type) and issubclass(base, Sequence):
+        return f'a list ({name_kind(arguments[0])} each)'
+    if isinstance(base, type) and issubclass(base, Mapping):
+        return f'a table ({name_kind(arguments[1])} each)' if arguments and arguments[1] is not Any else 'a table'
+    return getattr(kind, '__name__', str(kind))
+
+
+def check_kinds(where: str, values: Config, kinds: Mapping[str, Any]) -> None:
+    """Refuses what is of another kind than its name is to have; `where` comes before the name in what is said."""
+    for name in values:
+        if name in kinds and not fits(values[name], kinds[name]):
+            raise ValueError(f'{where}.{name} is {values[name]!r:.80}, where {name_kind(kinds[name])} was due.')
+
+
+def kinds_of(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Argument -> kind, of a class or function."""
+    return typing.get_type_hints(constructor)
+
+
 # -- Handing over --
 
 
@@ -93,6 +149,7 @@ def construct(constructor: Callable[..., Any], where: str, section: Config, /, *
                 f'config.{where}.{name} is no setting'
                 + (f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.')
             )
+    check_kinds(f'config.{where}', section, kinds_of(constructor))
     try:
         return constructor(**{name: _unfold(section[name]) for name in section}, **more)
     except (TypeError, ValueError) as error:

@@ -29,7 +29,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -104,10 +104,11 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
         keep_best=config['checkpoint']['keep_best'],
     )
     with account.spend('restore'):
-        check_imported(checkpoints, config, source)
-        state = restore(checkpoints, placed.state, shardings, dataset_digest=experiment.dataset_digest(source))
+        state = restore(checkpoints, placed.state, shardings)
     if state is None:
         state = first_state(config, parts, source, shardings=shardings, folder=workdir)
+    if is_first:
+        settings.save_config(config, workdir)
     start_step = int(state.step)
     watchdog.progress(slow=True)
     with account.spend('compile'):  # Last, as what may be wrong with a start or a checkpoint is told sooner.
@@ -230,14 +231,35 @@ def first_state(
     return state_lib.init_from(params, key, shardings, parts.objective.init, parts.optimizer)
 
 
-def check_imported(checkpoints: Checkpoints, config: settings.Config, source: Mixture) -> None:
-    """Refuses to go on training an imported classifier on other classes than its own."""
-    found = checkpoints.read_meta()
-    if found is None or found[1]['dataset']['digest']:
+def check_data(workdir: epath.Path, config: settings.Config, source: Mixture) -> None:
+    """Refuses to go on with a run on other data than its own; looks at its workdir and changes nothing there."""
+    if not has_checkpoints(workdir):
         return
+    checkpoints = Checkpoints(workdir / 'checkpoints', read_only=True)
+    found = checkpoints.read_meta()
+    checkpoints.close()
+    if found is None:
+        return
+    dataset = found[1]['dataset']
+    if not dataset['digest']:
+        return check_classes(workdir, config, source, dataset['info']['labels'])
+    digest = experiment.dataset_digest(source)
+    if dataset['digest'] != digest:
+        raise ValueError(
+            f'{checkpoints.directory} is a run on a dataset of other content than config.data.path: its digest was '
+            f'{dataset["digest"][:16]}... and is {digest[:16]}.... Give the old data, or another --workdir to begin '
+            'anew.'
+        )
+
+
+def check_classes(workdir: epath.Path, config: settings.Config, source: Mixture, labels: Mapping[str, Any]) -> None:
+    """Refuses to go on training an imported classifier, which has seen no data of ours, on other classes than its own.
+
+    Args:
+      labels: of the imported model, as `DatasetInfo` stores them.
+    """
     for head in config['objective'].get('heads', {}):
-        stored = tuple(found[1]['dataset']['info']['labels'][head]['names'])
-        names = source.labels[head].names
+        stored, names = tuple(labels[head]['names']), source.labels[head].names
         if len(stored) != len(names):
             how = f'the model has {len(stored)} and the data {len(names)}'
         elif stored not in (names, unnamed_classes(len(stored))):
@@ -246,27 +268,20 @@ def check_imported(checkpoints: Checkpoints, config: settings.Config, source: Mi
         else:
             continue
         raise ValueError(
-            f'{checkpoints.directory} is an imported model, whose classes of {head!r} are others than those of '
-            f'config.data.path: {how}. To train a new head, start from it: --config.start.path='
-            f'{checkpoints.directory.parent} --config.start.heads=False --workdir=NEW'
+            f'{workdir} is an imported model, whose classes of {head!r} are others than those of config.data.path: '
+            f'{how}. To train a new head, start from it: --config.start.path={workdir} --config.start.heads=False '
+            '--workdir=NEW'
         )
 
 
 def restore(
-    checkpoints: Checkpoints, abstract: state_lib.TrainState, shardings: state_lib.TrainState, *, dataset_digest: str
+    checkpoints: Checkpoints, abstract: state_lib.TrainState, shardings: state_lib.TrainState
 ) -> state_lib.TrainState | None:
     """The state of the last good checkpoint, or None where there is none yet."""
     began = time.monotonic()
     restored = checkpoints.restore(state_lib.to_items(abstract))
     if restored is None:
         return None
-    # An imported model has seen no dataset of ours, and goes on with any that has its classes.
-    if restored.meta['dataset']['digest'] not in (dataset_digest, ''):
-        raise ValueError(
-            f'{checkpoints.directory} is a run on a dataset of other content than config.data.path: its digest was '
-            f'{restored.meta["dataset"]["digest"][:16]}... and is {dataset_digest[:16]}.... Give the old data, or '
-            'another --workdir to begin anew.'
-        )
     logging.info('Going on from the checkpoint of step %d, read in %.1f s.', restored.step, time.monotonic() - began)
     return state_lib.from_items(restored.items, restored.meta, shardings)
 
@@ -396,9 +411,8 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
                 _PROCESS_ID.value,
                 heartbeat_seconds=config['parallel']['heartbeat_seconds'],
             )
+        check_data(workdir, config, source)
         with contextlib.closing(claim(workdir)):
-            if jax.process_index() == 0:
-                settings.save_config(config, workdir)
             log_to_file(workdir / 'train.log')
             return train(config, workdir, source, watchdog)
 

@@ -2,13 +2,15 @@
 
 import csv
 import functools
+import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -223,13 +225,27 @@ def _save_run(folder: pathlib.Path, config: dict, steps: tuple[int, ...] = (3,),
     return folder
 
 
-ANYTHING = (None, 'x', [], {}, -1, 1e308, float('nan'))
+ANYTHING = (None, True, 'x', [], {}, -1, 0, 10**9, 10**400, 1e-300, 1e308, float('nan'))
 
 
 @pytest.fixture(scope='session')
-def broken_leaves():
-    """JSON -> (where, the same with another value there) for each of its leaves in turn, and each of ANYTHING."""
-    return _broken_leaves
+def broken_json():
+    """(JSON, seed) -> (what was done, text): other values in its leaves, names left out, and damage to its bytes."""
+
+    def broken(
+        content: object, num_leaves: int = 250, num_flips: int = 100, seed: int = 0
+    ) -> Iterator[tuple[str, str]]:
+        leaves = list(_broken_leaves(content))
+        for where, changed in leaves[:: 1 + len(leaves) // num_leaves]:  # Of many, such as names of arrays, some.
+            yield where, json.dumps(changed)
+        text, random = json.dumps(content).encode(), np.random.default_rng(seed)
+        for place, bit in random.integers((len(text), 8), size=(num_flips, 2)):
+            flipped = text[:place] + bytes([text[place] ^ (1 << bit)]) + text[place + 1 :]
+            yield f'bit {bit} of byte {place} flipped', flipped.decode('latin-1')
+        for length in random.integers(len(text), size=20):
+            yield f'cut to {length} bytes', text[:length].decode()
+
+    return broken
 
 
 def _broken_leaves(content: object, where: str = '') -> Iterator[tuple[str, object]]:
@@ -239,8 +255,65 @@ def _broken_leaves(content: object, where: str = '') -> Iterator[tuple[str, obje
                 copy = content.copy()
                 copy[key] = changed
                 yield place, copy
+            rest = content.copy()
+            rest.pop(key)
+            yield f'{where}.{key} left out', rest
     else:
         yield from ((f'{where} = {value!r}', value) for value in ANYTHING)
+
+
+def _once(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Has a function called once for each of its arguments."""
+    found, call = {}, getattr(module, name)
+
+    def remembered(*arguments):
+        key = repr(arguments)
+        if key not in found:
+            found[key] = call(*arguments)
+        return found[key]
+
+    monkeypatch.setattr(module, name, remembered)
+
+
+@pytest.fixture
+def traced_once(monkeypatch):
+    """Has the shapes of parameters traced once for each model: what is broken are arrays, and settings."""
+    from avmae_jax.weights import scenic_avmae
+
+    _once(monkeypatch, scenic_avmae, 'looped_shapes')
+
+
+@pytest.fixture
+def read_once(monkeypatch, traced_once):
+    """Has files of weights read once: what is broken is the JSON beside them."""
+    from avmae_jax.weights import files, scenic_files
+
+    _once(monkeypatch, files, 'read_arrays')
+    _once(monkeypatch, scenic_files, 'read_checkpoint')
+
+
+@pytest.fixture(scope='session')
+def assert_read_or_refused():
+    """Reads what was broken: a ValueError that names the folder, or the very numbers of the file."""
+
+    from avmae_jax import settings
+    from avmae_jax.weights import scenic_avmae
+
+    def check(read: Callable[[], object], folder: pathlib.Path, where: str) -> bool:
+        try:
+            imported = read()
+        except ValueError as error:
+            assert str(folder) in str(error) and '\n' not in str(error)[:300], where
+            return False
+        except Exception as error:
+            raise AssertionError(where) from error
+        back = scenic_avmae.dump_rows(imported.rows, imported.params)
+        assert set(back) == set(imported.arrays), where
+        assert all(np.array_equal(back[name], imported.arrays[name]) for name in back), where
+        assert all(settings.fits(value, float | bool | str | tuple[float, ...]) for value in imported.settings.values())
+        return True
+
+    return check
 
 
 @pytest.fixture(scope='session')

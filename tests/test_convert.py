@@ -88,12 +88,12 @@ def test_an_imported_classifier_goes_on_with_data_of_its_classes_alone(tmp_path,
     convert.convert('vit_npz', save(tmp_path, published()), tmp_path / 'run', config)
     checkpoints = Checkpoints(tmp_path / 'run/checkpoints', read_only=True)
     step, meta = checkpoints.read_meta()
-    monkeypatch.setattr(checkpoints, 'read_meta', lambda: (step, meta))
+    monkeypatch.setattr(Checkpoints, 'read_meta', lambda self: (step, meta))
 
     def check(names):
         described = Described('birds', 10, image=True, clip_seconds=None, conventions=())
         described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple(names), False)})
-        train.check_imported(checkpoints, config, Mixture([described]))
+        train.check_data(epath.Path(tmp_path / 'run'), config, Mixture([described]))
 
     check('bcdefga')  # The file says how many there are, and not which.
     with pytest.raises(ValueError, match='model has 7 and the data 6.*--config.start.path=.*/run --config') as caught:
@@ -104,7 +104,8 @@ def test_an_imported_classifier_goes_on_with_data_of_its_classes_alone(tmp_path,
     with pytest.raises(ValueError, match="number 5 of the model is 'f', and of the data 'g'"):
         check('abcdegf')
     meta['dataset']['digest'] = 'of data'  # Of a run on data, that is what is compared.
-    check('abcdegf')
+    with pytest.raises(ValueError, match='is a run on a dataset of other content'):
+        check('abcdefg')
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
@@ -263,13 +264,13 @@ def test_without_data_a_run_goes_on_with_any(run, published_video, tmp_path):
     config = settings.load_config(tmp_path / 'run')
     source = plan.describe_data({**config, 'data': {'path': '', 'split': 'train'}}, 'any.py', None, 10, {})
     placed = experiment.place(config, experiment.build(config, source), mesh_lib.make_mesh())
-    where = {'dataset_digest': 'of any'}
-    state = train.restore(Checkpoints(tmp_path / 'run/checkpoints'), placed.state, placed.shardings, **where)
+    train.check_data(epath.Path(tmp_path / 'run'), config, source)
+    state = train.restore(Checkpoints(tmp_path / 'run/checkpoints'), placed.state, placed.shardings)
     assert int(state.step) == 0
     jax.tree.map(np.testing.assert_array_equal, state.params, experiment.restore_model(run[0]).params)
     # One that was made with data is of that.
     with pytest.raises(ValueError, match='is a run on a dataset of other content'):
-        train.restore(Checkpoints(run[0] / 'checkpoints', read_only=True), placed.state, placed.shardings, **where)
+        train.check_data(epath.Path(run[0]), config, source)
     data = {'digest': 'of any', 'labels': {}}
     assert evaluate.compare_data({'trained_on': '', 'labels': {}}, data) == []
     assert len(evaluate.compare_data({'trained_on': 'of others', 'labels': {}}, data)) == 1

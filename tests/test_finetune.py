@@ -292,7 +292,7 @@ def test_the_average_is_what_is_scored_unless_it_is_not_wanted(runs, which):
     shardings = jax.tree.map(lambda _: place, abstract)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
     checkpoints = manager.Checkpoints(runs.finetuned / 'checkpoints', read_only=True)
-    state = train.restore(checkpoints, abstract, shardings, dataset_digest=experiment.dataset_digest(source))
+    state = train.restore(checkpoints, abstract, shardings)
     checkpoints.close()
     wanted = state.params if which == 'trained' else train.averaged(state.opt_state)
     jax.tree.map(np.testing.assert_array_equal, restored.params, jax.tree.map(np.asarray, wanted))
@@ -354,11 +354,27 @@ def test_a_start_that_was_refused_can_be_put_right_in_the_same_workdir(runs, sma
     with flagsaver.flagsaver(distributed=False):
         with pytest.raises(ValueError, match='config.start.heads=True'):
             train.run(wrong, workdir)
+        assert not (tmp_path / 'config.json').exists()
         with pytest.raises(RuntimeError, match='the first step'):
             train.run({**wrong, 'start': {**wrong['start'], 'heads': False}}, workdir)
     assert 'Parameters: ' in (tmp_path / 'start.txt').read_text()
-    with flagsaver.flagsaver(distributed=False), pytest.raises(ValueError, match='holds a run with other settings'):
-        train.run({**settings.load_config(runs.finetuned), 'seed': 5}, train.epath.Path(runs.finetuned))
+
+
+def test_a_run_that_is_refused_is_left_as_it_is(runs, monkeypatch):
+    flags.FLAGS.mark_as_parsed()
+
+    def contents():
+        return {path: path.read_bytes() for path in runs.finetuned.rglob('*') if path.is_file()}
+
+    before, config = contents(), settings.load_config(runs.finetuned)
+    with flagsaver.flagsaver(distributed=False):
+        with pytest.raises(ValueError, match='holds a run with other settings'):
+            train.run({**config, 'seed': 5}, train.epath.Path(runs.finetuned))
+        # Other workers are no other settings, and would be written down.
+        monkeypatch.setattr(experiment, 'dataset_digest', lambda source: 'of other clips')
+        with pytest.raises(ValueError, match='is a run on a dataset of other content'):
+            train.run({**config, 'data': {**config['data'], 'stall_seconds': 7.0}}, train.epath.Path(runs.finetuned))
+    assert contents() == before
 
 
 def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_finetuning, tmp_path):

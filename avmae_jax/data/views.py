@@ -15,6 +15,9 @@ from avmae_jax.data import audio, sampling, video
 from avmae_jax.data.sampling import Draws
 from avmae_jax.structs import JOINT_ORDER, Clip, Modality
 
+MAX_SECONDS = 86_400  # A day.
+MAX_SIDE = 2**14  # Pixels.
+
 
 class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
@@ -40,6 +43,7 @@ class VideoView:
 
     def __post_init__(self):
         _check_crop(self)
+        _check_seconds('frame_seconds', self.frame_seconds)
 
     @property
     def seconds(self) -> float:
@@ -75,10 +79,20 @@ class AudioView:
 
     seconds: int | float = 10.0
 
+    def __post_init__(self):
+        _check_seconds('seconds', self.seconds)
+
+
+def _check_seconds(name: str, seconds: int | float) -> None:
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(f'{name} must be above 0 and at most {MAX_SECONDS}; got {seconds}.')
+
 
 def _check_crop(view: VideoView | ImageView) -> None:
     if view.crop_size > view.short_side:
         raise ValueError(f'crop_size must be at most short_side={view.short_side}; got {view.crop_size}.')
+    if view.short_side > MAX_SIDE:
+        raise ValueError(f'short_side must be at most {MAX_SIDE}; got {view.short_side}.')
     video.make_crop(view.crop), video.make_crop(view.eval_crop)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from avmae_jax import whole
 from avmae_jax.data import batches, files
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.prepare import lists
@@ -53,18 +54,10 @@ def write_embeddings(
     columns |= {m: pyarrow.list_(pyarrow.float32()) for m in trained.modalities}
     # Who reads the file finds what made it.
     schema = pyarrow.schema(columns, metadata={'avmae_jax': repr(published(trained.about).get('checkpoint', ''))})
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     failures: list[Failure] = []
-    temporary = f'{path}.partial'
-    try:
-        with parquet.ParquetWriter(temporary, schema) as writer:
-            for table in embed_rows(trained, rows, failures, batch_size=batch_size, num_clips=num_clips):
-                writer.write_table(pyarrow.table(table, schema=schema))
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    with whole.new_file(os.path.abspath(path)) as made, parquet.ParquetWriter(os.fspath(made), schema) as writer:
+        for table in embed_rows(trained, rows, failures, batch_size=batch_size, num_clips=num_clips):
+            writer.write_table(pyarrow.table(table, schema=schema))
     return failures
 
 

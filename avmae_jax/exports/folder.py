@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and whose files are those that were written.
+"""The JSON of an export, and what tells whether its files are those that were written.
 
 `digests.json` tells size and sha256 of every file. README.md is among them, but no reader asks for it, so that its
 licence may be filled in.
@@ -6,10 +6,8 @@ licence may be filled in.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -18,25 +16,6 @@ from avmae_jax.checkpoints.digests import digest, relative, walk
 
 DIGESTS_FILE = 'digests.json'
 MAX_JSON_BYTES = 2**26
-
-
-@contextlib.contextmanager
-def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A temporary folder beside `path` to write into; becomes `path` at the end of the block, unless that fails."""
-    path = epath.Path(path)
-    if path.exists():
-        raise ValueError(f'{path} is there already: remove it, or write to another --output.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'{path.name}.partial.{os.getpid()}'  # Each process has its own.
-    temporary.rmtree(missing_ok=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        write_digests(temporary)
-        temporary.rename(path)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
 
 
 def write_json(path: epath.Path, content: Any) -> None:
@@ -52,12 +31,12 @@ def write_digests(folder: epath.Path) -> None:
 def read_json(folder: epath.Path, name: str) -> dict[str, Any]:
     """A table in a JSON file of the folder."""
     file = folder / name
+    if not file.is_file():
+        raise ValueError(f'{folder} has no {name}: it is no export, or not a whole one.')
     try:
         if file.stat().length > MAX_JSON_BYTES:
             raise ValueError(f'it has {file.stat().length:,} bytes')
         content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f'{folder} has no {name}: it is no export, or not a whole one.') from error
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f'{file} cannot be read: {error}.') from error
     if not isinstance(content, dict):
@@ -71,7 +50,7 @@ def check_digests(folder: epath.Path, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(expected, dict) or name not in expected:
             raise ValueError(f'{folder / DIGESTS_FILE} does not tell of {name}: no export to load, or not a whole one.')
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise ValueError(f'{folder} has no {name}: the export is not whole.')
         if digest(folder / name) != expected[name]:
             raise ValueError(f'{folder / name} is not what was exported: its size or digest differs.')

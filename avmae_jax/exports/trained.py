@@ -13,9 +13,10 @@ import ml_dtypes
 import numpy as np
 
 from avmae_jax.data.schema import DatasetInfo
-from avmae_jax.data.views import View
+from avmae_jax.data.views import AudioView, ImageView, VideoView, View
 from avmae_jax.models.blocks import stack_layers, unstack_layers
 from avmae_jax.ops.preprocess import STORED, Preprocess
+from avmae_jax.settings import check_kinds, kinds_of
 from avmae_jax.structs import Modality
 from avmae_jax.weights.table import Arrays, Row, apply_rows, flatten, keep, unflatten
 
@@ -154,21 +155,40 @@ def describe_preprocessing(trained: Trained) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def rebuild_preprocess(described: Mapping[str, Any]) -> Preprocess:
-    """Undoes `describe_preprocessing` as far as the device's part goes."""
+VIEWS = {'video': VideoView, 'audio': AudioView, 'image': ImageView}
+# Name in preprocessing.json -> that of `Preprocess`.
+FIELDS = {
+    'audio': {
+        'mean': 'audio_mean', 'std': 'audio_std',
+        **{name: name for name in ('convention', 'sample_rate', 'num_mel_bins', 'num_spec_frames')},
+    },
+    **{picture: {name: name for name in ('rgb_mean', 'rgb_std')} for picture in ('video', 'image')},
+}  # fmt: skip
+
+
+def rebuild_preprocessing(described: Mapping[str, Any]) -> tuple[View, Preprocess]:
+    """Undoes `describe_preprocessing`; a ValueError names what is missing, or of another kind than it should be."""
+    parts: dict[str, Any] = {}
     fields: dict[str, Any] = {}
     for modality, part in described.items():
-        if modality == 'audio':
-            fields |= {name: part[name] for name in ('convention', 'sample_rate', 'num_mel_bins', 'num_spec_frames')}
-            fields |= {'audio_mean': part['mean'], 'audio_std': part['std']}
-        else:
-            fields |= {name: tuple(part[name]) for name in ('rgb_mean', 'rgb_std')}
+        if modality not in VIEWS or not isinstance(part, Mapping):
+            raise ValueError(f'{modality} is {part!r:.80}, where a table for one of {", ".join(VIEWS)} was due.')
+        view, names = kinds_of(VIEWS[modality]), FIELDS[modality]
+        whole = kinds_of(Preprocess)
+        kinds = {**view, **{name: whole[field] for name, field in names.items()}}
+        missing = [name for name in kinds if name not in part and name != 'crop']
+        if missing:
+            raise ValueError(f'{modality} has no {missing[0]!r}.')
+        check_kinds(modality, part, kinds)
+        parts[modality] = VIEWS[modality](**{name: part[name] for name in view if name in part})
+        fields |= {field: part[name] for name, field in names.items()}
+    fields |= {name: tuple(fields[name]) for name in ('rgb_mean', 'rgb_std') if name in fields}
     preprocess = Preprocess(flip=False, **fields)
-    if 'log_mel' in described.get('audio', {}):
+    if 'audio' in described and preprocess.convention != STORED:
         known = json.loads(json.dumps(dataclasses.asdict(preprocess.log_mel_convention)))
-        if known != described['audio']['log_mel']:
+        if known != described['audio'].get('log_mel'):
             raise ValueError(
                 f'log-mels of the convention {preprocess.convention!r} were others when this was exported: use the '
                 'version of avmae_jax that its README.md names.'
             )
-    return preprocess
+    return View(**parts), preprocess

@@ -52,7 +52,9 @@ class Objective:
     masking: Mapping[Modality, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for modality in self.mask_ratio:
+        for modality, ratio in self.mask_ratio.items():
+            if not 0 <= ratio < 1:
+                raise ValueError(f'mask_ratio must lie in [0, 1); got {ratio} for {modality}.')
             masking.drawn_axes(modality, self.masking.get(modality, 'random'))
         unknown = sorted(set(self.masking) - set(self.mask_ratio))
         if unknown:

@@ -17,6 +17,7 @@ from avmae_jax.ops import augment, rows, spectrogram
 from avmae_jax.structs import Array, Batch, Modality
 
 STORED = 'stored'  # The convention of data that holds log-mels already.
+SMALLEST = float(np.finfo(np.float32).tiny)  # What is below becomes zero where it is divided by.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Preprocess:
             self.log_mel_convention  # noqa: B018  Its settings are checked here and not in the middle of a trace.
         if not 0 <= self.lose_modality_ratio <= 1:
             raise ValueError(f'lose_modality_ratio must lie in [0, 1]; got {self.lose_modality_ratio}.')
-        if not self.audio_std > 0:
+        if not self.audio_std >= SMALLEST:
             raise ValueError(f'audio_std must be above 0; got {self.audio_std}.')
-        if len(self.rgb_mean) != 3 or len(self.rgb_std) != 3 or not min(self.rgb_std) > 0:
+        if len(self.rgb_mean) != 3 or len(self.rgb_std) != 3 or not min(self.rgb_std) >= SMALLEST:
             raise ValueError(
                 f'rgb_mean and rgb_std take three values, std above 0; got {self.rgb_mean}, {self.rgb_std}.'
             )

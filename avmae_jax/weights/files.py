@@ -35,6 +35,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
+from avmae_jax import whole
 from avmae_jax.weights import safetensors
 from avmae_jax.weights.table import Arrays, few, flatten
 
@@ -93,7 +94,10 @@ def checked(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> Arrays:
     for name, array in arrays.items():
         if array.dtype in HALVES:
             array = array.astype(np.float32)
-        if array.dtype.kind in 'fc' and not np.all(np.isfinite(array)):
+        # Parameters of float64 are to be float32, where what is too large for it would be infinite.
+        with np.errstate(over='ignore'):
+            numbers = array.astype(np.float32, copy=False) if array.dtype.kind == 'f' else array
+        if array.dtype.kind in 'fc' and not np.all(np.isfinite(numbers)):
             raise ValueError(f'{path}: {name} holds numbers that are not finite: it is damaged, or its training was.')
         result[name] = array
     return result
@@ -343,7 +347,9 @@ NDARRAY, COMPLEX, SCALAR = 1, 2, 3  # Types that flax.serialization adds to thos
 CHUNKED = '__msgpack_chunked_array__'
 MAX_CHUNK = 1 << 30  # Bytes; flax cuts what is longer, as msgpack's own limit is 2 ** 32 - 1.
 # Lists in a checkpoint are dicts by number: the only arrays of msgpack are those three things that make an ndarray.
-LIMITS: dict[str, Any] = dict(raw=False, strict_map_key=True, max_array_len=64, use_list=False)
+LIMITS: dict[str, Any] = dict(
+    raw=False, strict_map_key=True, max_array_len=64, use_list=False, object_pairs_hook=safetensors.without_duplicates
+)
 
 
 def read_msgpack(path: epath.PathLike) -> dict[str, Any]:
@@ -352,7 +358,9 @@ def read_msgpack(path: epath.PathLike) -> dict[str, Any]:
         tree = msgpack.unpackb(file.read(), ext_hook=_decode, **LIMITS)
         if not isinstance(tree, dict):
             raise ValueError(f'it holds {type(tree).__name__} and no dict.')
-        return _join_chunks(tree)
+        tree = _join_chunks(tree)
+        flatten(tree)  # Where 'a/b' stands for two.
+        return tree
 
 
 def _decode(code: int, data: bytes) -> Any:
@@ -396,16 +404,11 @@ def _numbered(tree: Any) -> list[Any]:
 def write_msgpack(path: epath.PathLike, tree: Mapping[str, Any]) -> None:
     """A tree of dicts, arrays, numbers, strings and None as `flax.serialization.msgpack_restore` reads it.
 
-    Written beside and then renamed: under the name there is the whole file, or what was there before.
+    Under the name there is the whole file, or what was there before.
     """
     content = msgpack.packb(_cut_chunks(tree), default=_encode, strict_types=True)
-    file = epath.Path(path)
-    unfinished = file.parent / f'{file.name}.unfinished'
-    try:
-        unfinished.write_bytes(content)
-        unfinished.rename(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole.new_file(path) as file:
+        file.write_bytes(content)
 
 
 def _cut_chunks(tree: Any) -> Any:

@@ -48,13 +48,16 @@ from avmae_jax.weights.table import (
     Arrays,
     Row,
     Transform,
+    as_float32,
     chain,
     constant,
     few,
     join_columns,
     layers_of,
+    of_shape,
     permute,
     reshape,
+    shape_of,
     transpose,
 )
 
@@ -146,7 +149,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(f'{file} is not there: a model of Hugging Face is a folder with {CONFIG_FILE} in it.')
     if file.stat().length > MAX_JSON_BYTES:
         raise ValueError(f'{file} has {file.stat().length:,} bytes, and at most {MAX_JSON_BYTES:,} are read.')
@@ -162,7 +165,7 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
 def read_arrays(folder: epath.Path) -> Arrays:
     """The arrays of *.safetensors by name: of one file, or of the shards that an index names."""
     index = folder / INDEX_FILE
-    if not index.exists():
+    if not index.is_file():
         found = sorted(folder.glob('*.safetensors'))
         if len(found) != 1:
             raise ValueError(
@@ -209,12 +212,12 @@ def published_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays under the names that published files have, whichever version of the library wrote them."""
     keyless = not any(re.search(r'(attention\.key|k_proj)\.bias$', name) for name in arrays)
     named: Arrays = {}
-    for name, array in arrays.items():
+    for name, array in as_float32(arrays).items():
         for theirs, ours in (*OTHER_NAMES, *(VIDEOMAE_NAMES if keyless else ())):
             name = re.sub(theirs, ours, name)
         if name in named:
             raise ValueError(f'{name} is there under two names.')
-        named[name] = np.asarray(array, np.float32)
+        named[name] = array
     return named
 
 
@@ -227,7 +230,7 @@ def without_ignored(arrays: Arrays, ignored: Mapping[str, str]) -> tuple[Arrays,
 def read_preprocessor(folder: epath.Path, modality: Modality) -> dict[str, Any]:
     """What preprocessor_config.json says of pixels or sound, in terms of our configs; {} where it is not there."""
     file = folder / PREPROCESSOR_FILE
-    if not file.exists():
+    if not file.is_file():
         return {}
     content = _read_json(file)
     if modality != 'audio':
@@ -349,7 +352,7 @@ def build_head(config: Mapping[str, Any], arrays: Arrays, bias: str) -> tuple[di
     """num_classes and classes, of a model that has a head."""
     if bias not in arrays:
         raise ValueError(f'{bias} is missing: the model has no head.')
-    count, names = len(arrays[bias]), classes_of(config)
+    count, names = shape_of(arrays, bias, 1)[0], classes_of(config)
     if names and len(names) != count:
         raise ValueError(f'{CONFIG_FILE} names {len(names)} classes, and the head has {count}.')
     return {HEAD: count}, names
@@ -358,7 +361,7 @@ def build_head(config: Mapping[str, Any], arrays: Arrays, bias: str) -> tuple[di
 def is_fixed(arrays: Arrays, name: str, table: np.ndarray) -> bool:
     """Whether a stored table of positions, class token in front, is the fixed one, with nothing for the token."""
     wanted = np.concatenate([np.zeros_like(table[:1]), table])[None]
-    return arrays[name].shape == wanted.shape and np.allclose(arrays[name], wanted, rtol=0, atol=1e-5)
+    return shape_of(arrays, name, 3) == wanted.shape and np.allclose(arrays[name], wanted, rtol=0, atol=1e-5)
 
 
 def fixed_2d(grid: Sequence[int], width: int) -> np.ndarray:
@@ -411,7 +414,7 @@ def build_vit(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Ma
         SharedEncoder(size, compute),
         num_classes=num_classes,
         pooling='token',
-        representation=len(arrays['pooler.dense.bias']) if has_pooler else None,
+        representation=shape_of(arrays, 'pooler.dense.bias', 1)[0] if has_pooler else None,
     )
     return Made(model, {'image': (height, width, 3)}, crop('image', height, width), classes)
 
@@ -528,7 +531,7 @@ def layer_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> lis
         Row(
             tuple(f'{name}.weight' for name in names),
             (f'{qkv}/kernel',),
-            chain(transpose(), reshape_all((width, width)), join_columns((width, *heads), (width, -1))),
+            chain(transpose(), reshape((width, width), (width, *heads)), join_columns((width, *heads), (width, -1))),
         ),
         *linear_rows(f'{theirs}.attention.output.dense', f'{ours}/attention/out'),
         *norm_rows(f'{theirs}.layernorm_after', f'{ours}/mlp_norm'),
@@ -537,19 +540,9 @@ def layer_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> lis
     ]
     if size.architecture.qkv_bias:
         biases = [f'{name}.bias' for name in names] if key_bias else [f'{attention}.q_bias', f'{attention}.v_bias']
-        join = join_columns(heads, (-1,))
-        split = chain(reshape_all((width,)), join) if key_bias else chain(keyless(), reshape_all((width,)), join)
-        rows.append(Row(tuple(biases), (f'{qkv}/bias',), split))
+        join = chain(reshape((width,), heads), join_columns(heads, (-1,)))
+        rows.append(Row(tuple(biases), (f'{qkv}/bias',), join if key_bias else chain(keyless(), join)))
     return rows
-
-
-def reshape_all(shape: Sequence[int]) -> Transform:
-    """Arrays that must be of one shape, and are given back in it."""
-
-    def checked(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return [array.reshape(shape) for array in arrays]
-
-    return Transform(checked, checked)
 
 
 def stem_rows(theirs: str, ours: str, tokenizer: Tokenizer, width: int) -> list[Row]:
@@ -580,12 +573,12 @@ def frequency_first(grid: Sequence[int], in_front: int, width: int) -> Transform
     time, frequency = grid
 
     def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        table = arrays[0].reshape(in_front + time * frequency, width)
+        table = of_shape(arrays[0], (1, in_front + time * frequency, width))[0]
         places = table[in_front:].reshape(frequency, time, width).swapaxes(0, 1)
         return [np.concatenate([table[:in_front], places.reshape(-1, width)])]
 
     def backward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        places = arrays[0][in_front:].reshape(time, frequency, width).swapaxes(0, 1)
+        places = of_shape(arrays[0], (-1, width))[in_front:].reshape(time, frequency, width).swapaxes(0, 1)
         return [np.concatenate([arrays[0][:in_front], places.reshape(-1, width)])[None]]
 
     return Transform(forward, backward)

@@ -110,7 +110,7 @@ def _read_header(file: BinaryIO, num_bytes: int) -> Header:
     if num_bytes < 8 or length > min(num_bytes - 8, MAX_HEADER_BYTES):
         raise ValueError(f'the header should have {length} bytes, the file has {num_bytes}.')
     try:
-        content = json.loads(file.read(length).decode(), object_pairs_hook=_without_duplicates)
+        content = json.loads(file.read(length).decode(), object_pairs_hook=without_duplicates)
     except RecursionError as error:
         raise ValueError('the header is nested too deeply.') from error
     if not isinstance(content, dict):
@@ -130,7 +130,8 @@ def _read_header(file: BinaryIO, num_bytes: int) -> Header:
     return Header(entries, metadata, 8 + length)
 
 
-def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of such pairs, where no name comes twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -25,6 +25,7 @@ from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import Tokenizer
 from avmae_jax.models.trunk import Trunk
 from avmae_jax.structs import Mask, Modality
+from avmae_jax.weights import bounds
 from avmae_jax.weights.table import Arrays, Row, Transform, apply_rows, flatten, join_columns, keep, reshape, unflatten
 
 SCENIC_NAMES = {'image': 'rgb', 'video': 'rgb', 'audio': 'spectrogram'}
@@ -54,6 +55,7 @@ def load_rows(
     model: Trunk, rows: Sequence[Row], arrays: Mapping[str, np.ndarray], inputs: Mapping[Modality, Any]
 ) -> dict[str, Any]:
     """Parameters of `model` by a table for the layout with layers one by one."""
+    bounds.check(model, arrays, {m: inputs[m].shape[1:] for m in model.tokenizers})
     shapes = {name: leaf.shape for name, leaf in flatten(looped_shapes(model, inputs)).items()}
     ours = unflatten(apply_rows(rows, arrays, shapes))
     return jax.tree.map(jnp.asarray, stack_layers(ours) if model.encoder.compute.scan else ours)

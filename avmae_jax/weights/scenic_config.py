@@ -14,6 +14,7 @@ from avmae_jax.models.encoders import ENCODERS, Encoder
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import TOKENIZERS, AudioTokenizer, Tokenizer, VideoTokenizer
 from avmae_jax.objectives import Inpainting, Objective, Reconstruction, Target
+from avmae_jax.settings import check_kinds
 from avmae_jax.structs import Modality
 from avmae_jax.weights.scenic_avmae import SCENIC_NAMES
 
@@ -35,6 +36,45 @@ POSITION_NAMES = {
 }
 
 
+# What their settings are, of those that are read. None stands for what a project does by itself.
+_SIZE = {'hidden_size': int, 'num_heads': int, 'mlp_dim': int, 'num_layers': int}
+KINDS: dict[str, dict[str, Any]] = {
+    'model': {
+        **_SIZE, 'classifier': str, 'patches': Config, 'decoder_config': Config | None,
+        'temporal_encoding_config': Config, 'positional_embedding': str, 'positional_embedding_decoder': str,
+        'encoder_strategy': str, 'decoder_strategy': str, 'fusion_layers': int | None, 'fusion_layer': int,
+        'normalise_encoder_output': bool, 'use_modality_tokens': bool, 'use_inpainting': bool,
+        'shuffle_inpainted_tokens': bool, 'modality_fusion': Sequence[str], 'use_bottleneck': bool,
+        'n_bottlenecks': int, 'share_encoder': bool, 'test_with_bottlenecks': bool, 'representation_size': int | None,
+        'stochastic_droplayer_rate': float | None,
+    },
+    'model.patches': {'size': Sequence[int]},
+    'model.decoder_config': {**_SIZE, 'use_projection_bias': bool},
+    'model.temporal_encoding_config': {'method': str},
+    'masked_feature_loss': {
+        'target': str | Sequence[str], 'token_mask_probability': float | None,
+        'token_mask_probability_dict': Mapping[str, float] | None, 'modality_weight': Mapping[str, float] | None,
+        'masking_strategy': str, 'select_central_frame': bool | None, 'loss_unmasked_tokens': bool,
+        'normalise_by_output_dimension': bool, 'standardise_per_patch': bool, 'standardise_per_patch_channels': bool,
+        'reconstruct_grayscale': bool,
+    },
+    'dataset_configs': {
+        'num_frames': int, 'crop_size': int, 'num_spec_frames': int, 'spec_shape': Sequence[int],
+        'normalization_mean_spec': float, 'normalization_std_spec': float, 'spec_mean': float, 'spec_stddev': float,
+    },
+}  # fmt: skip
+
+
+def check_values(where: str, config: Config) -> None:
+    """Refuses a setting of another kind than it is in Scenic; `where` comes before its name in what is said."""
+    check_kinds(where, config, {'model': Config, 'masked_feature_loss': Config, 'dataset_configs': Config | None})
+    for name, kinds in KINDS.items():
+        section: Any = config
+        for part in name.split('.'):
+            section = section.get(part) or {}
+        check_kinds(f'{where}.{name}', section, kinds)
+
+
 def pick(table: Mapping[str, str], setting: str, name: str) -> str:
     if name not in table:
         raise ValueError(f'{setting}={name!r} is not known here; it may be one of {sorted(table)}.')
@@ -46,7 +86,7 @@ def modalities_of(config: Config) -> list[Modality]:
     target = config['masked_feature_loss']['target']
     rgb = 'video' if len(config['model']['patches']['size']) == 3 else 'image'
     ours = {'rgb': rgb, 'spectrogram': 'audio'}
-    return [ours[name] for name in ([target] if isinstance(target, str) else target)]
+    return [pick(ours, 'target', name) for name in ([target] if isinstance(target, str) else target)]
 
 
 def build_size(section: Config) -> Size:

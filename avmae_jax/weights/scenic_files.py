@@ -32,7 +32,7 @@ from avmae_jax.weights import scenic_config, scenic_mbt
 from avmae_jax.weights.files import checked, read_msgpack, write_msgpack
 from avmae_jax.weights.imported import Imported
 from avmae_jax.weights.scenic_avmae import load_rows, scenic_rows
-from avmae_jax.weights.table import Arrays, Row, few, flatten, unflatten
+from avmae_jax.weights.table import Arrays, Row, as_float32, few, flatten, unflatten
 
 CONFIG_FILE = 'config.json'
 MAX_CONFIG = 1 << 20  # Bytes.
@@ -66,7 +66,8 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
         )
     # Whole variables of flax, rather than their collection of parameters.
     params = params['params'] if isinstance(params.get('params'), Mapping) and len(params) == 1 else params
-    if flatten(state.get('model_state') or {}):
+    beside = state.get('model_state')
+    if beside is not None and not (isinstance(beside, Mapping) and not flatten(beside)):
         raise ValueError(f'{path}: its model has a state beside its parameters, which those read here have not.')
     arrays = flatten(params)
     other = sorted(
@@ -74,7 +75,7 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     )
     if other:
         raise ValueError(f'{path}: {few(other)} are no arrays of floats, as parameters are.')
-    return Checkpoint(checked(path, arrays), _step(path, state.get('global_step')))
+    return Checkpoint(as_float32(checked(path, arrays)), _step(path, state.get('global_step')))
 
 
 def _step(path: epath.PathLike, said: Any) -> int:
@@ -109,6 +110,7 @@ def read_config(path: epath.PathLike, given: Mapping[str, str]) -> dict[str, Any
         raise ValueError(f'{file} is no config in JSON: {error}') from error
     if not isinstance(config, dict) or not isinstance(config.get('model'), dict):
         raise ValueError(f"{file} is no config of Scenic: it has no section 'model'.")
+    scenic_config.check_values(f'{file}: config', config)
     return config
 
 
@@ -119,8 +121,8 @@ def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, st
       given: what GIVEN names.
       variant: 'av_mae', for its autoencoders, its classifiers of one modality and its MBT; 'mbt', for the older MBT.
     """
+    config = read_config(path, given)  # First, as it is small.
     arrays, _ = read_checkpoint(path)
-    config = read_config(path, given)
     try:
         model, rows = build(config, arrays, compute, variant)
         shapes = {m: input_shape(config, m, given) for m in model.tokenizers}
@@ -204,6 +206,8 @@ def source_settings(config: scenic_config.Config, model: Trunk) -> dict[str, Any
         for names in (('normalization_mean_spec', 'normalization_std_spec'), ('spec_mean', 'spec_stddev')):
             if all(name in data for name in names):
                 found['preprocess.audio_mean'], found['preprocess.audio_std'] = (float(data[name]) for name in names)
+                if data[names[1]] <= 0:
+                    raise ValueError(f'config.dataset_configs.{names[1]} is {data[names[1]]}, and not above 0.')
     if not isinstance(model, MaskedAutoencoder):
         return found
     objective = scenic_config.build_objective(config)

@@ -47,9 +47,28 @@ def keep() -> Transform:
     return Transform(lambda arrays: arrays, lambda arrays: arrays)
 
 
+def shape_of(arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> tuple[int, ...]:
+    """The shape of an array that must be there, and hold something."""
+    if name not in arrays:
+        raise ValueError(f'{name} is missing; there are {few(sorted(arrays))}.')
+    if arrays[name].ndim != num_axes or 0 in arrays[name].shape:
+        raise ValueError(f'{name} is {arrays[name].shape}, where {num_axes} axes were due.')
+    return arrays[name].shape
+
+
+def of_shape(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The array, when that is its shape, in which one entry may be -1: as many numbers in another order are others."""
+    if array.ndim != len(shape) or any(n not in (size, -1) for size, n in zip(array.shape, shape, strict=True)):
+        raise ValueError(f'it is of shape {array.shape}, where {tuple(shape)} was due.')
+    return array
+
+
 def reshape(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
-    """The same numbers in another shape; one entry of a shape may be -1."""
-    return Transform(lambda arrays: [arrays[0].reshape(ours)], lambda arrays: [arrays[0].reshape(theirs)])
+    """The same numbers in another shape; one entry of a shape may be -1. Of several arrays, each."""
+    return Transform(
+        lambda arrays: [of_shape(array, theirs).reshape(ours) for array in arrays],
+        lambda arrays: [of_shape(array, ours).reshape(theirs) for array in arrays],
+    )
 
 
 def transpose() -> Transform:
@@ -67,8 +86,8 @@ def permute(theirs: Sequence[int], axes: Sequence[int], ours: Sequence[int]) -> 
     """
     middle, back = [theirs[axis] for axis in axes], np.argsort(axes)
     return Transform(
-        lambda arrays: [arrays[0].reshape(theirs).transpose(axes).reshape(ours)],
-        lambda arrays: [arrays[0].reshape(middle).transpose(back)],
+        lambda arrays: [of_shape(arrays[0], theirs).transpose(axes).reshape(ours)],
+        lambda arrays: [of_shape(arrays[0], ours).reshape(middle).transpose(back)],
     )
 
 
@@ -104,7 +123,7 @@ def join_columns(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
     """Several arrays [..., head, channel] become one whose columns are ordered (head, which array, channel)."""
 
     def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return [np.stack([array.reshape(theirs) for array in arrays], axis=-2).reshape(ours)]
+        return [np.stack([of_shape(array, theirs) for array in arrays], axis=-2).reshape(ours)]
 
     def backward(arrays: list[np.ndarray]) -> list[np.ndarray]:
         count = arrays[0].size // int(np.prod(theirs))
@@ -185,8 +204,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Nested dicts -> 'path/to/leaf' -> leaf."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat.update(flatten(value, f'{prefix}{name}/') if isinstance(value, Mapping) else {prefix + name: value})
+        found = flatten(value, f'{prefix}{name}/') if isinstance(value, Mapping) else {prefix + name: value}
+        if not flat.keys().isdisjoint(found):
+            raise ValueError(f'{few(sorted(flat.keys() & found))} is there twice.')
+        flat.update(found)
     return flat
+
+
+def as_float32(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Parameters; what is of whole numbers is refused, as it is none, or is one of a quantised model."""
+    others = sorted(name for name, array in arrays.items() if array.dtype.kind != 'f')
+    if others:
+        raise ValueError(f'{few(others)} are no arrays of floats, as parameters are.')
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

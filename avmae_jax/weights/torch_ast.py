@@ -27,7 +27,7 @@ from avmae_jax.weights import torch_blocks
 from avmae_jax.weights.huggingface import Made, frequency_first, linear_rows, norm_rows, token_row
 from avmae_jax.weights.imported import HEAD, Imported
 from avmae_jax.weights.scenic_avmae import row
-from avmae_jax.weights.table import Arrays, Row
+from avmae_jax.weights.table import Arrays, Row, shape_of
 from avmae_jax.weights.torch_blocks import NUM_HEADS, Given, Source
 from avmae_jax.weights.torch_mae import SOUND_SETTINGS
 
@@ -73,11 +73,11 @@ def stride_of(
 
 
 def build(arrays: Arrays, compute: Compute, given: Given, pooling: str) -> Made:
-    _, channels, mels, frames = torch_blocks.shape_of(arrays, 'v.patch_embed.proj.weight', 4)
+    _, channels, mels, frames = shape_of(arrays, 'v.patch_embed.proj.weight', 4)
     if channels != 1:
         raise ValueError(f'v.patch_embed.proj.weight takes {channels} channels, and a spectrogram has 1.')
     patch, distilled = (frames, mels), 'v.dist_token' in arrays
-    places = torch_blocks.shape_of(arrays, 'v.pos_embed', 3)[1] - 1 - distilled
+    places = shape_of(arrays, 'v.pos_embed', 3)[1] - 1 - distilled
     pretrained = all(f'p_input_{axis}dim' in arrays for axis in 'tf')
     told = {'audio': 'x'.join(str(arrays[f'p_input_{axis}dim']) for axis in 'tf')} if pretrained else given
     time, bins = torch_blocks.sizes(told, 'audio', (1024, 128))

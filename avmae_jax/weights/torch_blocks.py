@@ -21,10 +21,10 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.sizes import Architecture, Size
 from avmae_jax.structs import Modality
 from avmae_jax.weights import files
-from avmae_jax.weights.huggingface import Made, keyless, linear_rows, norm_rows, reshape_all
+from avmae_jax.weights.huggingface import Made, keyless, linear_rows, norm_rows
 from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import load_rows, row
-from avmae_jax.weights.table import Arrays, Row, chain, few, join_columns, permute, reshape
+from avmae_jax.weights.table import Arrays, Row, chain, few, join_columns, permute, reshape, shape_of
 
 # Width -> heads of encoders: DeiT's and ViT's tiny to huge, and the giant of VideoMAE V2.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
@@ -62,7 +62,10 @@ def read(path: epath.PathLike, compute: Compute, given: Given, source: Source) -
             raise ValueError(f'{few(others)} are no arrays of float32, as parameters are.')
         rows = source.rows(made.model, made.shapes)
         if isinstance(made.model, Classifier) and made.classes is None:
-            rows = [*rows, *silent_head(made.model)]
+            # That of a table for models that have one takes nothing here, and backwards would give a head.
+            rows = [one for one in rows if not ''.join(one.target).startswith(f'head_{HEAD}/')] + silent_head(
+                made.model
+            )
         inputs = {m: jax.ShapeDtypeStruct((1, *shape), jnp.float32) for m, shape in made.shapes.items()}
         params = load_rows(made.model, rows, kept, inputs)
     except ValueError as error:
@@ -73,15 +76,6 @@ def read(path: epath.PathLike, compute: Compute, given: Given, source: Source) -
 
 
 # -- What the arrays say of the model --
-
-
-def shape_of(arrays: Arrays, name: str, num_axes: int) -> tuple[int, ...]:
-    """The shape of an array that must be there."""
-    if name not in arrays:
-        raise ValueError(f'{name} is missing; there are {few(sorted(arrays))}.')
-    if arrays[name].ndim != num_axes or 0 in arrays[name].shape:
-        raise ValueError(f'{name} is {arrays[name].shape}, where {num_axes} axes were due.')
-    return arrays[name].shape
 
 
 def size_of(arrays: Arrays, blocks: str, num_heads: int, epsilon: float = TIMM_EPSILON) -> Size:
@@ -158,7 +152,7 @@ def block_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> lis
     if key_bias:
         whole = chain(reshape((3 * width,), split[:3]), permute(split[:3], (1, 0, 2), (-1,)))
         return [*rows, row(f'{attention}.qkv.bias', f'{qkv}/bias', whole)]
-    joined = chain(keyless(), reshape_all((width,)), join_columns((heads, channels), (-1,)))
+    joined = chain(keyless(), reshape((width,), split[1:3]), join_columns(split[1:3], (-1,)))
     return [*rows, Row((f'{attention}.q_bias', f'{attention}.v_bias'), (f'{qkv}/bias',), joined)]
 
 

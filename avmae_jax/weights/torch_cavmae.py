@@ -40,7 +40,7 @@ from avmae_jax.weights.huggingface import (
 )
 from avmae_jax.weights.imported import HEAD, Imported
 from avmae_jax.weights.scenic_avmae import row
-from avmae_jax.weights.table import Arrays, Row, Transform, chain, permute, reshape, transpose
+from avmae_jax.weights.table import Arrays, Row, Transform, chain, permute, reshape, shape_of, transpose
 from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, TORCH_EPSILON, Given, Source
 
 LETTERS = {'audio': 'a', 'image': 'v'}
@@ -63,7 +63,7 @@ def shapes_of(
     arrays: Arrays, patch: Mapping[Modality, tuple[int, int]], given: Given
 ) -> dict[Modality, tuple[int, ...]]:
     """What it was trained on, by the numbers of positions."""
-    places = {m: torch_blocks.shape_of(arrays, f'pos_embed_{letter}', 3)[1] for m, letter in LETTERS.items()}
+    places = {m: shape_of(arrays, f'pos_embed_{letter}', 3)[1] for m, letter in LETTERS.items()}
     bins = torch_blocks.number({'num_mel_bins': '128', **given}, 'num_mel_bins') // patch['audio'][1]
     if bins < 1 or places['audio'] % bins:
         raise ValueError(
@@ -82,7 +82,7 @@ def shapes_of(
 def build(arrays: Arrays, compute: Compute, given: Given) -> Made:
     patch: dict[Modality, tuple[int, int]] = {}
     for modality, letter in LETTERS.items():
-        _, channels, *sides = torch_blocks.shape_of(arrays, f'patch_embed_{letter}.proj.weight', 4)
+        _, channels, *sides = shape_of(arrays, f'patch_embed_{letter}.proj.weight', 4)
         if channels != (1 if modality == 'audio' else 3):
             raise ValueError(f'patch_embed_{letter}.proj.weight takes {channels} channels.')
         patch[modality] = (sides[1], sides[0]) if modality == 'audio' else (sides[0], sides[1])

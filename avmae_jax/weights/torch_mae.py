@@ -40,7 +40,7 @@ from avmae_jax.weights.huggingface import (
     token_row,
 )
 from avmae_jax.weights.imported import HEAD, Imported
-from avmae_jax.weights.table import Arrays, Row
+from avmae_jax.weights.table import Arrays, Row, shape_of
 from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, Given, Source
 
 DECODER_HEADS = {512: 16}
@@ -62,7 +62,7 @@ def has_swin(arrays: Arrays) -> bool:
 
 def grid_of(arrays: Arrays, modality: Modality, patch: tuple[int, int], given: Given) -> tuple[int, int]:
     """Tokens along height and width, or along time and frequency, of what positions there are."""
-    places = torch_blocks.shape_of(arrays, 'pos_embed', 3)[1] - 1
+    places = shape_of(arrays, 'pos_embed', 3)[1] - 1
     if modality == 'audio':
         bins = torch_blocks.number({'num_mel_bins': '128', **given}, 'num_mel_bins') // patch[1]
         if bins < 1 or places % bins:
@@ -79,7 +79,7 @@ def grid_of(arrays: Arrays, modality: Modality, patch: tuple[int, int], given: G
 
 
 def build(arrays: Arrays, compute: Compute, given: Given, modality: Modality) -> Made:
-    width, channels, *sides = torch_blocks.shape_of(arrays, 'patch_embed.proj.weight', 4)
+    width, channels, *sides = shape_of(arrays, 'patch_embed.proj.weight', 4)
     patch, colours = (sides[0], sides[1]), 1 if modality == 'audio' else 3
     if channels != colours:
         raise ValueError(f'patch_embed.proj.weight takes {channels} channels, and {modality} has {colours}.')

@@ -30,7 +30,7 @@ from avmae_jax.weights.huggingface import (
     token_row,
 )
 from avmae_jax.weights.imported import HEAD, Imported
-from avmae_jax.weights.table import Arrays, Row
+from avmae_jax.weights.table import Arrays, Row, shape_of
 from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, Given, Source
 
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
@@ -44,7 +44,7 @@ GIVEN = {
 def build(arrays: Arrays, compute: Compute, given: Given) -> Made:
     pretrained = 'encoder_to_decoder.weight' in arrays
     encoder = 'encoder.' if pretrained else ''
-    _, channels, frames, height, width = torch_blocks.shape_of(arrays, f'{encoder}patch_embed.proj.weight', 5)
+    _, channels, frames, height, width = shape_of(arrays, f'{encoder}patch_embed.proj.weight', 5)
     if channels != 3:
         raise ValueError(f'{encoder}patch_embed.proj.weight takes {channels} channels, and pictures have 3.')
     shape = torch_blocks.sizes(given, 'video', (16, 224, 224))

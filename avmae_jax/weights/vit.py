@@ -36,7 +36,7 @@ from avmae_jax.weights.scenic_avmae import (
     stack_rows,
     stem_rows,
 )
-from avmae_jax.weights.table import Arrays, Row, few, reshape
+from avmae_jax.weights.table import Arrays, Row, as_float32, few, reshape, shape_of
 
 # What stands before the names: in files of a model, of a training state, of an old one.
 PREFIXES = ('', 'params/', 'opt/target/')
@@ -112,11 +112,11 @@ def scenic_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
     if prefix is None:
         raise ValueError(f'a ViT has {STEM!r}, and here are {few(sorted(arrays))}.')
     named: Arrays = {}
-    for name, array in arrays.items():
-        if not name.startswith(prefix):
-            continue
-        name, array = name.removeprefix(prefix), np.asarray(array, np.float32)
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    for name, array in as_float32(own).items():
         scanned = re.fullmatch(r'Transformer/encoderblock/(.+)', name)
+        if scanned and array.ndim == 0:
+            raise ValueError(f'{name} is one number, where those of all layers were due.')
         layers = [f'Transformer/encoderblock_{i}/{scanned[1]}' for i in range(len(array))] if scanned else [name]
         for layer, part in zip(layers, array if scanned else [array], strict=True):
             for theirs, ours in OTHER_NAMES:
@@ -128,11 +128,11 @@ def scenic_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
     table = named.get(f'{POSITIONS}/pos_embedding')
     if table is None:
         raise ValueError('its positions are not learned: there is no pos_embedding. Such ViTs are not read.')
-    if 'cls' in named and _is_square(table.shape[1]):
+    if 'cls' in named and _is_square(shape_of(named, f'{POSITIONS}/pos_embedding', 3)[1]):
         # The class token came in front after positions were added: the same as a position of zero.
         named[f'{POSITIONS}/pos_embedding'] = np.pad(table, ((0, 0), (1, 0), (0, 0)))
     if 'head/kernel' not in named:
-        features = named['pre_logits/bias' if 'pre_logits/bias' in named else 'embedding/bias'].shape[-1]
+        (features,) = shape_of(named, 'pre_logits/bias' if 'pre_logits/bias' in named else 'embedding/bias', 1)
         # Stored without a head: one that says nothing.
         named['head/kernel'], named['head/bias'] = np.zeros((features, 1), np.float32), np.zeros(1, np.float32)
     return named
@@ -140,7 +140,7 @@ def scenic_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 def grid_of(arrays: Arrays) -> tuple[int, int]:
     """Tokens along height and width; ViTs are published for squares."""
-    places = arrays[f'{POSITIONS}/pos_embedding'].shape[1] - ('cls' in arrays)
+    places = shape_of(arrays, f'{POSITIONS}/pos_embedding', 3)[1] - ('cls' in arrays)
     if not _is_square(places):
         raise ValueError(f'{POSITIONS}/pos_embedding has {places} places for patches, which is no square.')
     return (math.isqrt(places),) * 2
@@ -153,17 +153,17 @@ def build_model(arrays: Arrays, compute: Compute) -> Classifier:
     missing = [name for name in needed if name not in arrays]
     if missing:
         raise ValueError(f'a ViT has {few(missing)}, and here are {few(sorted(arrays))}.')
-    stem, query, hidden = (arrays[name].shape for name in needed)
-    if len(stem) != 4 or stem[2] != 3:
+    stem, query, hidden = (shape_of(arrays, name, axes) for name, axes in zip(needed, (4, 3, 1), strict=True))
+    if stem[2] != 3:
         raise ValueError(f'{STEM} is {stem} and not of (height, width, 3, width): ViTs behind a ResNet are not read.')
     layers = {match[1] for match in map(re.compile(r'Transformer/encoderblock_(\d+)/').match, arrays) if match}
     has_token = 'cls' in arrays
     return Classifier(
         {'image': ImageTokenizer(stem[:2], 'learned', class_token=has_token, class_position=has_token)},
         SharedEncoder(Size(stem[3], query[1], hidden[0], len(layers)), compute),
-        num_classes={HEAD: arrays['head/kernel'].shape[-1]},
+        num_classes={HEAD: shape_of(arrays, 'head/kernel', 2)[1]},
         pooling='token' if has_token else 'mean',
-        representation=arrays['pre_logits/bias'].shape[0] if 'pre_logits/bias' in arrays else None,
+        representation=shape_of(arrays, 'pre_logits/bias', 1)[0] if 'pre_logits/bias' in arrays else None,
     )
 
 

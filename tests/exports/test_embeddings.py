@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(
     with pytest.raises(SystemExit):
         run_export(*arguments, f'--output={tmp_path}/out.parquet')
     assert 'is there already' in capsys.readouterr().err
-    assert not list(tmp_path.glob('*.partial'))
+    assert not list(tmp_path.glob('*.partial.*'))
 
 
 def test_the_example_of_the_documentation_finds_the_clip_itself_first(tmp_path, monkeypatch, capsys, repository):

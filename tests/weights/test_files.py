@@ -106,6 +106,12 @@ def test_halves_of_torch_become_float32(tmp_path):
     assert same(files.read_arrays(tmp_path / 'w.safetensors'), wanted)
 
 
+def test_what_float32_cannot_hold_is_refused_and_not_made_infinite(tmp_path):
+    write_npz(tmp_path / 'w', {'a': np.float64([1.0, 1e39])})
+    with pytest.raises(ValueError, match='w: a holds numbers that are not finite'):
+        files.read_arrays(tmp_path / 'w')
+
+
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('name', WRITERS)
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path, name, value):
@@ -279,6 +285,8 @@ def packed(shape=(2,), dtype='float32', buffer=bytes(8), code=files.NDARRAY):
         (b'\x81\xa1w' + b'\xdd\x00\x00\x10\x00' * 500, 'no msgpack of flax'),
         (b'\xdf\xff\xff\xff\xff', 'no msgpack of flax'),
         (msgpack.packb({1: 2}), 'no msgpack of flax'),
+        (b'\x82\xa1w\x01\xa1w\x02', "'w' is there twice"),
+        (msgpack.packb({'a/b': 1, 'a': {'b': 2}}), 'a/b is there twice'),
     ],
 )
 def test_msgpack_that_flax_would_not_write_is_refused(tmp_path, content, complaint):

@@ -3,6 +3,7 @@
 Sizes are small and odd, and every number is random: norms, biases, tokens, and what the library fixes, as positions.
 """
 
+import functools
 import json
 import shutil
 
@@ -310,6 +311,33 @@ def test_what_is_no_such_model_is_refused(tmp_path):
         assert str(broken) in str(caught.value)
     with pytest.raises(ValueError, match='config.json is not there'):
         huggingface.read(tmp_path / 'nowhere', LOOP)
+
+
+@pytest.mark.parametrize(
+    'name', ['ViTMAEForPreTraining', 'VideoMAEForVideoClassification', 'ASTForAudioClassification']
+)
+def test_whatever_the_json_says_a_model_is_read_or_refused(
+    tmp_path, broken_json, read_once, assert_read_or_refused, name
+):
+    made(name).save_pretrained(tmp_path, max_shard_size='9KB')
+    known = {*huggingface.DEFAULTS[huggingface.KINDS[name].model_type], 'architectures', 'model_type', 'id2label'}
+    read = functools.partial(huggingface.read, tmp_path, LOOP)
+    contents = {'config.json': json.loads((tmp_path / 'config.json').read_text())}
+    contents['config.json'] = {key: value for key, value in contents['config.json'].items() if key in known}
+    contents['preprocessor_config.json'] = {
+        'do_normalize': True, 'mean': -3.0, 'std': 2.0, 'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6],
+    }  # fmt: skip
+    if name == 'ViTMAEForPreTraining':  # Of one array as of the others.
+        contents[huggingface.INDEX_FILE] = json.loads((tmp_path / huggingface.INDEX_FILE).read_text())
+        del contents[huggingface.INDEX_FILE]['metadata']
+    for file, content in contents.items():
+        loads = 0
+        for where, text in broken_json(content):
+            (tmp_path / file).write_text(text, 'latin-1')
+            loads += assert_read_or_refused(read, tmp_path, f'{file}: {where}')
+        assert loads or file == huggingface.INDEX_FILE
+        (tmp_path / file).write_text(json.dumps(content))
+        assert assert_read_or_refused(read, tmp_path, 'whole')
 
 
 def test_the_preprocessor_says_how_pixels_and_sound_were_normalised(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints of Scenic as files: what is written is read again bit for bit, and the older layouts too."""
 
+import functools
 import json
 import os
 import pathlib
@@ -150,6 +151,7 @@ def test_flax_restores_what_is_written(tmp_path):
     [
         ({'weights': {}}, 'checkpoint is no training state of Scenic: it has weights'),
         ({'params': {'a': np.ones(2, np.float32)}, 'model_state': {'batch_stats': {'m': np.ones(2)}}}, 'has a state'),
+        ({'params': {'a': np.ones(2, np.float32)}, 'model_state': 5}, 'checkpoint: its model has a state'),
         ({'params': {'a': np.ones(2, np.int32)}}, 'checkpoint: a are no arrays of floats'),
         ({'params': {'a': np.full(2, np.nan, np.float32)}}, 'checkpoint: a holds numbers that are not finite'),
         *(
@@ -192,15 +194,38 @@ def test_a_config_that_is_missing_or_does_not_fit_is_told(tmp_path):
     write_config(tmp_path, autoencoder_config(num_layers=2))
     with pytest.raises(ValueError, match='checkpoint: .*no place for encoder/.*layer_1'):
         read()
-    for wrong in ({'hidden_size': None}, {'num_layers': 'x'}, {'patches': None}):
+    for wrong, complaint in (
+        ({'hidden_size': None}, 'config.json: config.model.hidden_size is None, where a whole number was due'),
+        ({'num_layers': 'x'}, "config.json: config.model.num_layers is 'x', where"),
+        ({'patches': None}, 'config.json: config.model.patches is None, where a table was due'),
+        ({'hidden_size': 10**9}, r'checkpoint: encoder.size.width would be 1000000000, .* at most 67'),
+        ({'num_layers': 10**9}, r'checkpoint: encoder.size.num_layers would be 1000000000, .* at most 126'),
+        ({'patches': {'size': (8, 4, 4)}}, r'it is of shape \(2, 8, 8, 3, 12\), where \(4, 8, 4, 3, 12\) was due'),
+        ({'num_heads': 6}, r'it is of shape \(12, 2, 6\), where \(12, 6, 2\) was due'),
+    ):
         write_config(tmp_path, autoencoder_config(**wrong))
-        with pytest.raises(ValueError, match='checkpoint: its config does not tell what the model is'):
+        with pytest.raises(ValueError, match=complaint):
             read()
     smaller = autoencoder_config()
     del smaller['model']['hidden_size']
     write_config(tmp_path, smaller)
     with pytest.raises(ValueError, match="checkpoint: its config has no 'hidden_size'"):
         read()
+
+
+@pytest.mark.parametrize('name', ['autoencoder', 'mbt'])
+def test_whatever_the_config_says_a_checkpoint_is_read_or_refused(
+    tmp_path, broken_json, read_once, assert_read_or_refused, name
+):
+    config, arrays, kind, given = made(name)
+    scenic_files.write_checkpoint(tmp_path / 'checkpoint', arrays)
+    read = functools.partial(FORMATS[kind].read, tmp_path / 'checkpoint', COMPUTE, given)
+    whole = json.loads(json.dumps(config, default=list))
+    loads = 0
+    for where, text in broken_json(whole):
+        (tmp_path / 'config.json').write_text(text, 'latin-1')
+        loads += assert_read_or_refused(read, tmp_path, where)
+    assert loads  # Some names are not read, and some values fit as well.
 
 
 def test_a_checkpoint_becomes_a_run(tmp_path):

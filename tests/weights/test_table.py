@@ -40,6 +40,8 @@ def test_joined_columns_keep_each_head_whole():
         ({'norm': np.ones(5)}, r'scale \(5,\) for \(3,\)'),
         ({'block_2/query': np.ones((1, 2, 3)), 'block_2/key': np.ones((1, 2, 3))}, 'no place for layer_2/qk'),
         ({'block_1/key': np.ones(5)}, r'cannot become .*layer_1/qk'),
+        ({'block_1/key': np.ones((1, 3, 2))}, r'layer_1/qk.* of shape \(1, 3, 2\), where \(1, 2, 3\) was due'),
+        ({'token': np.ones((2, 2, 1))}, r'class.* of shape \(2, 2, 1\), where \(1, 1, -1\) was due'),
     ],
 )
 def test_whatever_is_left_over_or_does_not_fit_is_named(change, message):

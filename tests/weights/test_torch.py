@@ -328,19 +328,22 @@ def test_a_cavmae_becomes_a_run(tmp_path, recipe, arguments, classes):
 
 # -- What does not fit --
 
+# Format -> its model and what is told.
+PROJECTS = {
+    'mae': lambda: (theirs.MAE(6, (5, 5), 3), {'image': '15x10', **BOTH_HEADS}),
+    'audiomae': lambda: (theirs.MAE(10, (4, 4), 1), {'num_mel_bins': '8', **BOTH_HEADS}),
+    'videomae': lambda: (theirs.VideoMAE((3, 5, 4)), {**VIDEO, **BOTH_HEADS}),
+    'cavmae': lambda: (theirs.CAVMAE(CAV_PLACES, CAV_PATCH), {**CAV_GIVEN, **BOTH_HEADS}),
+    'ast': lambda: (theirs.AST(15, (4, 5), (3, 3)), {'audio': '17x12', 'stride': '3', **HEADS}),
+    'ssast': lambda: (theirs.SSAST(9, (4, 5), shape=(17, 12)), HEADS),
+}
 
-@pytest.mark.parametrize('kind', ['mae', 'audiomae', 'videomae', 'cavmae', 'ast', 'ssast'])
+
+@pytest.mark.parametrize('kind', PROJECTS)
 def test_arrays_that_are_missing_left_over_or_of_another_shape_are_named(tmp_path, kind):
     from safetensors.torch import save_file
 
-    model, given = {
-        'mae': lambda: (theirs.MAE(6, (5, 5), 3), {'image': '15x10', **BOTH_HEADS}),
-        'audiomae': lambda: (theirs.MAE(10, (4, 4), 1), {'num_mel_bins': '8', **BOTH_HEADS}),
-        'videomae': lambda: (theirs.VideoMAE((3, 5, 4)), {**VIDEO, **BOTH_HEADS}),
-        'cavmae': lambda: (theirs.CAVMAE(CAV_PLACES, CAV_PATCH), {**CAV_GIVEN, **BOTH_HEADS}),
-        'ast': lambda: (theirs.AST(15, (4, 5), (3, 3)), {'audio': '17x12', 'stride': '3', **HEADS}),
-        'ssast': lambda: (theirs.SSAST(9, (4, 5), shape=(17, 12)), HEADS),
-    }[kind]()
+    model, given = PROJECTS[kind]()
     state, path = theirs.randomised(model).state_dict(), tmp_path / 'weights.safetensors'
     block = next(name for name in state if name.endswith('1.mlp.fc2.weight'))
     save_file(state, path)

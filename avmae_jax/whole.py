@@ -1,0 +1,83 @@
+"""Files and folders that appear whole or not at all.
+
+    with new_folder('runs/imported') as folder:      # A folder beside it; after the block it is there under its name.
+        (folder / 'config.json').write_text('{}')
+    with new_file('runs/table.parquet') as path:
+        path.write_bytes(...)
+
+What is under way lies in NAME.partial.XXXXXXXX. It goes when the block fails; what a killed process left behind goes
+when the same place is written next. Who still writes has a lock on it (flock), which the kernel takes back however a
+process ends, so that two that write at once never sweep each other away. Where a file system has no locks for folders
+(object stores, NFS), nothing is swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A folder to write into, which becomes `path` at the end of the block; that must not be there, or be empty."""
+    path = epath.Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f'{path} is there already: remove it, or write to another --output.')
+    with _working_folder(path) as folder:
+        yield folder
+        if path.exists():
+            path.rmdir()
+        folder.rename(path)
+
+
+@contextlib.contextmanager
+def new_file(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A file to write, which takes the place of `path` at the end of the block."""
+    path = epath.Path(path)
+    with _working_folder(path) as folder:
+        yield folder / path.name
+        (folder / path.name).replace(path)
+
+
+@contextlib.contextmanager
+def _working_folder(path: epath.Path) -> Iterator[epath.Path]:
+    """A folder beside `path` that nobody else has, and that is gone after the block unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = f'{path.name}.partial.'
+    folder = path.parent / f'{start}{secrets.token_hex(4)}'  # Processes of two containers may have one number.
+    with contextlib.ExitStack() as held:
+        with _locked(path.parent, wait=True):  # Between being made and being locked no folder is another's to sweep.
+            for left in [child for child in path.parent.iterdir() if child.name.startswith(start)]:
+                with _locked(left) as mine:
+                    if mine:
+                        left.rmtree(missing_ok=True)
+            folder.mkdir()
+            held.enter_context(_locked(folder))
+        try:
+            yield folder
+        finally:
+            folder.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: epath.Path, wait: bool = False) -> Iterator[bool]:
+    """Whether the lock of a folder is ours within the block; never, where there are none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except OSError:
+            mine = False
+        yield mine
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,66 @@
+"""Folders and files that appear whole or not at all, whoever is killed and whoever writes beside."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from avmae_jax import whole
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_at_the_end_and_takes_the_place_of_an_empty_one(tmp_path):
+    (tmp_path / 'run').mkdir()
+    with whole.new_folder(tmp_path / 'run') as folder:
+        (folder / 'a').write_text('1')
+        assert names(tmp_path / 'run') == []
+    assert names(tmp_path) == ['run'] and names(tmp_path / 'run') == ['a']
+    with pytest.raises(ValueError, match='run is there already'), whole.new_folder(tmp_path / 'run'):
+        pass
+    assert names(tmp_path / 'run') == ['a']
+
+
+def test_a_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):
+    (tmp_path / 'x').write_text('old')
+    with whole.new_file(tmp_path / 'x') as path:
+        path.write_text('new')
+        assert (tmp_path / 'x').read_text() == 'old'
+    assert names(tmp_path) == ['x'] and (tmp_path / 'x').read_text() == 'new'
+
+
+@pytest.mark.parametrize('new', [whole.new_folder, whole.new_file])
+def test_what_fails_leaves_nothing(tmp_path, new):
+    with pytest.raises(KeyboardInterrupt), new(tmp_path / 'deep/x') as path:
+        (path / 'part').write_text('half') if path.is_dir() else path.write_text('half')
+        raise KeyboardInterrupt
+    assert names(tmp_path / 'deep') == []
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    code = f"""
+from avmae_jax import whole
+with whole.new_folder({str(tmp_path / 'run')!r}) as folder:
+    (folder / 'a').write_text('half')
+    print(folder, flush=True)
+    input()
+"""
+    process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    left = process.stdout.readline().strip()
+    other = tmp_path / 'run2.partial.1'  # Of another place.
+    other.mkdir()
+    with whole.new_file(tmp_path / 'run') as path:
+        path.write_text('mine')
+        assert os.path.isdir(left)
+    (tmp_path / 'run').unlink()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert os.path.isdir(left)
+    with whole.new_folder(tmp_path / 'run') as folder:
+        assert not os.path.isdir(left)
+        (folder / 'b').write_text('whole')
+    assert names(tmp_path) == ['run', 'run2.partial.1'] and names(tmp_path / 'run') == ['b']
