@@ -41,7 +41,12 @@ OF_FOLD = ('config.data.split', 'config.evaluation.split')  # What each fold has
 _CONFIG = flags.DEFINE_string('config', '', 'File with get_config(), and its arguments after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Folder for the runs, one a fold, and the results.')
 _FOLDS = flags.DEFINE_list('folds', [], 'Splits that are the folds; all of the dataset if not given.')
-_NUM_CLIPS = flags.DEFINE_integer('num_clips', 1, 'Moments of each record whose logits are averaged.')
+_NUM_CLIPS = flags.DEFINE_integer(
+    'num_clips',
+    None,
+    'Moments of each record whose logits are averaged; config.evaluation.num_clips if not given.',
+    lower_bound=1,
+)
 _JOBS = flags.DEFINE_integer(
     'jobs', 1, 'Folds at a time, each on its share of the cores; 1 where there is a GPU or TPU.'
 )
@@ -58,7 +63,9 @@ def choose_folds(path: str, wanted: Sequence[str]) -> list[str]:
     return folds
 
 
-def fold_job(fold: str, folds: Sequence[str], *, arguments: Sequence[str], workdir: Path, num_clips: int) -> jobs.Job:
+def fold_job(
+    fold: str, folds: Sequence[str], *, arguments: Sequence[str], workdir: Path, num_clips: int | None
+) -> jobs.Job:
     """Training without a fold, and its test.
 
     Args:
@@ -71,7 +78,8 @@ def fold_job(fold: str, folds: Sequence[str], *, arguments: Sequence[str], workd
     given = [argument.replace('{fold}', fold) for argument in arguments]
     train = [*python, 'avmae_jax.train', *given, *own, f'--workdir={folder}']
     evaluate = [*python, 'avmae_jax.evaluate', f'--workdir={folder}', f'--split={fold}', '--what=benchmark']
-    return jobs.Job(fold, folder, {'train': train, 'evaluate': [*evaluate, f'--num_clips={num_clips}']})
+    asked = [] if num_clips is None else [f'--num_clips={num_clips}']
+    return jobs.Job(fold, folder, {'train': train, 'evaluate': [*evaluate, *asked]})
 
 
 def read_fold(fold: str, workdir: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -115,13 +123,14 @@ def crossvalidate(
     *,
     workdir: Path,
     folds: Sequence[str] = (),
-    num_clips: int = 1,
+    num_clips: int | None = None,
     num_at_once: int = 1,
 ) -> None:
     """Runs what is missing, prints the table and writes the results.
 
     Args:
       given: settings as written, 'config.data.path' -> 'esc50'.
+      num_clips: moments of a record; None: as many as the config says.
     """
     if twice := [name for name in OF_FOLD if name in given]:
         raise ValueError(f'--{twice[0]}={given[twice[0]]}: each fold has its own; choose among the splits by --folds.')
@@ -135,7 +144,7 @@ def crossvalidate(
         [fold_job(fold, folds, arguments=arguments, workdir=workdir, num_clips=num_clips) for fold in folds],
         num_at_once,
     )
-    content = {'config': config, 'settings': dict(given), 'num_clips': num_clips, **combine(folds, workdir)}
+    content = {'config': config, 'settings': dict(given), **combine(folds, workdir)}
     path = workdir / 'crossvalidation.json'
     path.write_text(json.dumps(content, indent=1) + '\n')
     print(f'\n{tables.fold_table(content["results"])}\nWritten to {path}', flush=True)

@@ -145,6 +145,8 @@ def test_what_is_among_the_folds_is_chosen_and_the_newest_evaluation_counts(plac
     newer = lay_ready(place, 'fold1', seed=9, ids=['n-0', 'n-1', 'n-2'], step=100)
     run(place, folds=['fold1', 'fold3'])
     assert [flags['config.data.split'] for verb, flags in called(place) if verb == 'train'] == ['fold3', 'fold1']
+    # How many moments count is the config's matter where nothing is asked for.
+    assert all('num_clips' not in flags for verb, flags in called(place))
     content = json.loads((place / 'run/crossvalidation.json').read_text())
     top_1 = next(row for row in content['results']['scores'] if row['metric'] == 'top-1')
     assert top_1['folds']['fold1'] == pytest.approx((newer.logits.argmax(1) == newer.targets.argmax(1)).mean())
