@@ -33,7 +33,7 @@ from absl import app, flags
 
 from avmae_jax import experiment, jobs, settings
 from avmae_jax.data import schema, sources
-from avmae_jax.evaluation import benchmarks, tables
+from avmae_jax.evaluation import benchmarks, results_file, tables
 
 EXIT_SETTINGS, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 75, 130
 OF_FOLD = ('config.data.split', 'config.evaluation.split')  # What each fold has its own value of.
@@ -82,9 +82,11 @@ def fold_job(
     return jobs.Job(fold, folder, {'train': train, 'evaluate': [*evaluate, *asked]})
 
 
-def read_fold(fold: str, workdir: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def read_fold(fold: str, workdir: Path, num_clips: int | None) -> tuple[Path, dict[str, Any], list[str]]:
     """(file, content, ids of the records) of a fold's newest evaluation."""
-    files = sorted((workdir / fold / 'evaluation').glob(f'{fold}-step-*.json'))
+    files = [
+        Path(file) for file in results_file.find(workdir / fold, fold, asked=results_file.asked(num_clips=num_clips))
+    ]
     if not files:
         raise ValueError(f'{workdir / fold} holds no evaluation; remove {workdir / fold / jobs.DONE} and run again.')
     content = json.loads(files[-1].read_text())
@@ -94,9 +96,9 @@ def read_fold(fold: str, workdir: Path) -> tuple[Path, dict[str, Any], list[str]
         return files[-1], content, arrays['ids'].tolist()
 
 
-def combine(folds: Sequence[str], workdir: Path) -> dict[str, Any]:
+def combine(folds: Sequence[str], workdir: Path, num_clips: int | None) -> dict[str, Any]:
     """What crossvalidation.json holds: the results of all folds together, and what each one is of."""
-    found = {fold: read_fold(fold, workdir) for fold in folds}
+    found = {fold: read_fold(fold, workdir, num_clips) for fold in folds}
     digests = {fold: content['data']['digest'] for fold, (_, content, _) in found.items()}
     if len(set(digests.values())) > 1:
         told = ', '.join(f'{fold} {digest[:16]}...' for fold, digest in digests.items())
@@ -144,7 +146,7 @@ def crossvalidate(
         [fold_job(fold, folds, arguments=arguments, workdir=workdir, num_clips=num_clips) for fold in folds],
         num_at_once,
     )
-    content = {'config': config, 'settings': dict(given), **combine(folds, workdir)}
+    content = {'config': config, 'settings': dict(given), **combine(folds, workdir, num_clips)}
     path = workdir / 'crossvalidation.json'
     path.write_text(json.dumps(content, indent=1) + '\n')
     print(f'\n{tables.fold_table(content["results"])}\nWritten to {path}', flush=True)

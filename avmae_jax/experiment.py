@@ -36,6 +36,7 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.ops import augment
 from avmae_jax.ops.mixup import CutMix, Mixup
 from avmae_jax.ops.preprocess import Preprocess
+from avmae_jax.ops.rand_augment import RandAugment
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
 from avmae_jax.settings import Config, choose, construct, to_plain
@@ -200,12 +201,20 @@ def build_view(config: Config) -> views.View:
     return views.View(**parts, share_window=config['data']['share_window'])
 
 
+AUGMENTATIONS = {
+    'rand_augment': RandAugment,
+    'color_jitter': augment.ColorJitter,
+    'random_erasing': augment.RandomErasing,
+    'spec_augment': augment.SpecAugment,
+}
+
+
 def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
     """Sound is normalised by the statistics of the dataset unless the config gives others."""
     section = dict(config['preprocess'].items())
     changes = {
         name: construct(kind, f'preprocess.{name}', section.pop(name))
-        for name, kind in (('color_jitter', augment.ColorJitter), ('spec_augment', augment.SpecAugment))
+        for name, kind in AUGMENTATIONS.items()
         if name in section
     }
     construct(Preprocess, 'preprocess', _without(section, 'audio_mean', 'audio_std'), **changes)

@@ -13,7 +13,7 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -64,14 +64,18 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
     return found
 
 
+def is_within(name: str, sections: Iterable[str]) -> bool:
+    """Whether a setting 'section.name' is one of these, or lies in one."""
+    return any(name == section or name.startswith(f'{section}.') for section in sections)
+
+
 def check_resumable(old: Config, new: Config, workdir: epath.PathLike) -> None:
     """Refuses to go on with a run under settings that would make it another run; names them."""
     before, now = flatten(old), flatten(new)
     changed = [
         f'{name}: {before.get(name, "not there")!r} -> {now.get(name, "not there")!r}'
         for name in sorted(before.keys() | now.keys())
-        if before.get(name, KeyError) != now.get(name, KeyError)
-        and not any(name == harmless or name.startswith(harmless + '.') for harmless in HARMLESS)
+        if before.get(name, KeyError) != now.get(name, KeyError) and not is_within(name, HARMLESS)
     ]
     if changed:
         raise ValueError(

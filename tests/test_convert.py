@@ -16,6 +16,7 @@ from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import LabelSet
+from avmae_jax.evaluation import results_file
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training.writer import read_scalars
 from configs import tiny
@@ -271,8 +272,8 @@ def test_without_data_a_run_goes_on_with_any(run, published_video, tmp_path):
     with pytest.raises(ValueError, match='is a run on a dataset of other content'):
         train.restore(Checkpoints(run[0] / 'checkpoints', read_only=True), placed.state, placed.shardings, **where)
     data = {'digest': 'of any', 'labels': {}}
-    assert evaluate.compare_data({'trained_on': '', 'labels': {}}, data) == []
-    assert len(evaluate.compare_data({'trained_on': 'of others', 'labels': {}}, data)) == 1
+    assert results_file.compare_data({'trained_on': '', 'labels': {}}, data) == []
+    assert len(results_file.compare_data({'trained_on': 'of others', 'labels': {}}, data)) == 1
 
 
 def test_a_classifier_keeps_its_classes_and_refuses_others(tiny_dataset, tmp_path):

@@ -280,6 +280,26 @@ def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_datas
         settings.read_config(str(repository / 'configs/sections.py'))
 
 
+@pytest.mark.parametrize(
+    'options, overrides, asked, name',
+    [
+        ({}, {}, {}, ''),
+        ({'averaged': False}, {'batch_size': 4}, {}, '-noaveraged'),
+        ({}, {'evaluation.num_clips': 3}, {}, '-clips-3'),
+        ({}, {}, {'num_clips': 1, 'train_split': 'test'}, '-clips-1-from-test'),
+        ({}, {'video.short_side': 40}, {}, '-settings-[0-9a-f]{8}'),
+    ],
+)
+def test_what_is_asked_beyond_the_run_itself_is_in_the_name(runs, options, overrides, asked, name):
+    subject = evaluate.load_subject(runs.finetuned, overrides=overrides, **options)
+    asked = {'num_clips': None, 'train_split': 'train', **asked}
+    evaluator = evaluate.Evaluator(subject, batch_size=None, split='test', **asked)
+    data = evaluate.describe_data(evaluator.source, evaluator.splits, num_clips=evaluator.num_clips)
+    assert re.fullmatch(name, evaluate.describe_asked(evaluator, data))
+    other = {**data, 'digest': '0123456789abcdef'}
+    assert '-data-01234567' in evaluate.describe_asked(evaluator, other)
+
+
 @pytest.mark.parametrize('which', ['average', 'trained'])
 def test_the_average_is_what_is_scored_unless_it_is_not_wanted(runs, which):
     restored = experiment.restore_model(runs.finetuned, averaged=which == 'average')
