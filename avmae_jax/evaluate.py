@@ -89,7 +89,7 @@ _TRAIN_SPLIT = flags.DEFINE_string('train_split', 'train', 'What neighbours, pro
 _WHAT = flags.DEFINE_list('what', [], f'Any of {", ".join(WHAT)}; what goes with the checkpoint if not given.')
 _RANDOM_INIT = flags.DEFINE_bool('random_init', False, 'Fresh parameters in place of the trained ones, to compare.')
 _SEED = flags.DEFINE_integer('seed', None, 'Of fresh parameters; that of the run if not given.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.', lower_bound=1)
 _NUM_CLIPS = flags.DEFINE_integer(
     'num_clips',
     None,
@@ -417,8 +417,13 @@ def score_files(subject: Subject, source: Mixture, num_clips: int | None) -> dic
 
 
 def _num_clips(config: settings.Config, asked: int | None) -> int:
+    if asked is not None:
+        return asked
     # Runs of before this setting have none.
-    return config['evaluation'].get('num_clips', 1) if asked is None else asked
+    wanted = config['evaluation'].get('num_clips', 1)
+    if wanted < 1:
+        raise ValueError(f'config.evaluation.num_clips={wanted} must be at least 1.')
+    return wanted
 
 
 # -- The command --
@@ -433,6 +438,8 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     if not checkpoint:
         raise ValueError('--workdir or --checkpoint is needed: python -m avmae_jax.evaluate --workdir=RUN')
     unknown = sorted(set(_WHAT.value) - set(WHAT))
+    if not all(layer.isdigit() for layer in _LAYERS.value):
+        raise ValueError(f'--layers={",".join(_LAYERS.value)} must be numbers of layers, such as 2,4.')
     config = settings.read_config(_CONFIG.value) if _CONFIG.value else None
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')

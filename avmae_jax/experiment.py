@@ -235,6 +235,10 @@ def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
 def build_schedule(config: Config, num_steps: int, steps_per_epoch: int) -> optimizer_lib.WarmupCosine:
     section = config['optimizer']
     warmup = _steps_or_epochs(section, 'optimizer.warmup', 'warmup_steps', 'warmup_epochs', steps_per_epoch)
+    if not section['base_learning_rate'] > 0:
+        raise ValueError(f'config.optimizer.base_learning_rate={section["base_learning_rate"]} must be above 0.')
+    if warmup < 0:
+        raise ValueError(f'config.optimizer: the warm-up must not be shorter than 0; got {warmup} steps.')
     if warmup >= num_steps:
         raise ValueError(f'config.optimizer: the warm-up of {warmup} steps must end before step {num_steps}.')
     return optimizer_lib.WarmupCosine(

@@ -467,7 +467,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         _CONFIG.value.to_dict()  # A file that is not there is told when it is first looked at.
         return rest
     except (absl_flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        text = str(error)
+        # A wrong argument needs no traceback through the config file; any other failure of it does.
+        text = re.sub(r'(?s): Error whilst parsing config file:.*\nValueError: (.*\S)\s*', r': \1', str(error))
         if isinstance(error, AttributeError | KeyError):  # Of ml_collections: a quoted text in a quoted text.
             text = 'the config has no ' + re.sub(r'\\[n\']+\\n', '. ', text).replace('\\', '').strip('"\'')
         print(f'train: {text}\nSettings are given as --config.name=value; --help lists the flags.', file=sys.stderr)

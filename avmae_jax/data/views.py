@@ -39,6 +39,11 @@ class VideoView:
     eval_crop: str | Mapping = 'central'
 
     def __post_init__(self):
+        if self.num_frames < 1 or not self.frame_seconds > 0:
+            raise ValueError(
+                f'num_frames must be at least 1 and frame_seconds above 0; got {self.num_frames} frames, '
+                f'{self.frame_seconds} s apart.'
+            )
         _check_crop(self)
 
     @property
@@ -75,10 +80,14 @@ class AudioView:
 
     seconds: int | float = 10.0
 
+    def __post_init__(self):
+        if not self.seconds > 0:
+            raise ValueError(f'seconds of sound must be above 0; got {self.seconds}.')
+
 
 def _check_crop(view: VideoView | ImageView) -> None:
-    if view.crop_size > view.short_side:
-        raise ValueError(f'crop_size must be at most short_side={view.short_side}; got {view.crop_size}.')
+    if not 1 <= view.crop_size <= view.short_side:
+        raise ValueError(f'crop_size must lie between 1 and short_side={view.short_side}; got {view.crop_size}.')
     video.make_crop(view.crop), video.make_crop(view.eval_crop)
 
 

@@ -68,6 +68,8 @@ class Classification:
                 raise ValueError(f'heads.{head} must be one of {tuple(LOSSES)}; got {kind!r}.')
         if self.weight is not None and set(self.weight) != set(self.heads):
             raise ValueError(f'weight must name the heads {sorted(self.heads)}; got {sorted(self.weight)}.')
+        if self.weight is not None and (min(self.weight.values()) < 0 or not any(self.weight.values())):
+            raise ValueError(f'weight must not be below 0, nor 0 for all heads; got {dict(self.weight)}.')
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing must lie in [0, 1); got {self.label_smoothing}.')
 

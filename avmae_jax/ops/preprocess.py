@@ -66,6 +66,9 @@ class Preprocess:
             self.log_mel_convention  # noqa: B018  Its settings are checked here and not in the middle of a trace.
         if not 0 <= self.lose_modality_ratio <= 1:
             raise ValueError(f'lose_modality_ratio must lie in [0, 1]; got {self.lose_modality_ratio}.')
+        for name in ('num_mel_bins', 'num_spec_frames'):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1; got {getattr(self, name)}.')
         if not self.audio_std > 0:
             raise ValueError(f'audio_std must be above 0; got {self.audio_std}.')
         if len(self.rgb_mean) != 3 or len(self.rgb_std) != 3 or not min(self.rgb_std) > 0:
