@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from avmae_jax import experiment, objectives, settings
+from avmae_jax import experiment, objectives, settings, starts
 from avmae_jax.checkpoints import transfer
 from avmae_jax.data import sources, views
 from avmae_jax.data.mixing import Mixture
@@ -163,7 +163,7 @@ def _check_kind(config: Config) -> None:
 
 def _check_start(section: Config) -> None:
     choose(transfer.INFLATIONS, 'start.inflation', section['inflation'])
-    if experiment.is_vit(section['path']):
+    if starts.is_vit(section['path']):
         if not epath.Path(section['path']).exists():
             raise ValueError(f'config.start.path={section["path"]!r}: there is no such file.')
     elif section['path']:

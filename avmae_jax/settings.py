@@ -103,6 +103,14 @@ def construct(constructor: Callable[..., Any], where: str, section: Config, /, *
         raise ValueError(f'config.{where}: {error}') from error
 
 
+def with_setting(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What the function gives; what it refuses is told with the name of the setting."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        raise ValueError(f'config.{where}: {error}') from error
+
+
 def choose(table: Mapping[str, Any], where: str, name: str) -> Any:
     if name not in table:
         close = difflib.get_close_matches(str(name), table, n=1)

@@ -39,7 +39,7 @@ from absl import flags as absl_flags
 from etils import epath
 from ml_collections import config_flags
 
-from avmae_jax import checks, experiment, settings
+from avmae_jax import checks, experiment, settings, starts
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
@@ -221,7 +221,7 @@ def first_state(
     key = jax.random.key(config['seed'])
     if 'start' not in config or not config['start']['path']:
         return state_lib.init_sharded(experiment.make_init(parts), key, shardings)
-    params, told = experiment.start_params(config, parts, source)
+    params, told = starts.start_params(config, parts, source)
     logging.info('Starting from %s:\n%s', config['start']['path'], told)
     if jax.process_index() == 0:
         (folder / 'start.txt').write_text(f'{told}\n')

@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 from etils import epath
 
-from avmae_jax import convert, evaluate, experiment, plan, settings, train
+from avmae_jax import convert, evaluate, experiment, plan, settings, starts, train
 from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
@@ -230,12 +230,12 @@ def test_an_imported_model_is_finetuned(run, tiny_dataset, published_video):
     plain = settings.to_plain(config)
     flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=0.01'
     with pytest.raises(ValueError, match=flags):
-        experiment.start_params(plain, experiment.build(plain, source), source)
+        starts.start_params(plain, experiment.build(plain, source), source)
     config.model.architecture.update(gelu='exact', norm_epsilon=1e-2)
     config.model.encoder.final_norm, config.model.pooled_norm = False, True
     plain = settings.to_plain(config)
     parts = experiment.build(plain, source)
-    params, report = experiment.start_params(plain, parts, source)
+    params, report = starts.start_params(plain, parts, source)
     assert set(report.names('kept at initialisation')) == {
         'norm/scale', 'norm/bias', 'head_label/kernel', 'head_label/bias'
     }  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from avmae_jax import evaluate, experiment, settings, train
+from avmae_jax import evaluate, experiment, settings, starts, train
 from avmae_jax.checkpoints import manager
 from avmae_jax.data import schema
 from avmae_jax.parallel import mesh as mesh_lib
@@ -102,7 +102,7 @@ def test_it_started_from_what_was_pretrained_and_says_so(runs):
     )
     config = settings.load_config(runs.finetuned)
     source = experiment.open_train_sources(config)
-    params, report = experiment.start_params(config, experiment.build(config, source), source)
+    params, report = starts.start_params(config, experiment.build(config, source), source)
     theirs = experiment.restore_model(runs.pretrained).params
     for stream in ('video', 'audio'):
         jax.tree.map(
@@ -335,7 +335,7 @@ def start_with(runs, small_finetuning):
     def start(arguments=None, **changes):
         config = small_finetuning(arguments, **{'start.path': str(runs.pretrained), **changes})
         source = experiment.open_train_sources(config)
-        return experiment.start_params(config, experiment.build(config, source), source)
+        return starts.start_params(config, experiment.build(config, source), source)
 
     return start
 
@@ -398,7 +398,7 @@ def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_fi
         )
         for path in (str(runs.pretrained), '')
     )  # fmt: skip
-    params, report = experiment.start_params(config, parts, source)
+    params, report = starts.start_params(config, parts, source)
     jax.tree.map(np.testing.assert_array_equal, started.params, params)
     assert jax.tree.map(lambda x: x.sharding, started.params) == shardings.params
     # An average begins at what training begins with.
