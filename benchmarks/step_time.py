@@ -31,6 +31,7 @@ from avmae_jax.models.encoders import ENCODERS
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, VideoTokenizer
 from avmae_jax.objectives import TERMS, Objective
+from avmae_jax.ops.attention import IMPLEMENTATIONS
 from avmae_jax.training.optimizer import adam
 from avmae_jax.training.step import compiler_options
 
@@ -61,7 +62,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--scan', action=argparse.BooleanOptionalAction, default=False, help='layers as one loop: for deep models')
     add('--donate', action=argparse.BooleanOptionalAction, help='reuse the memory of the old state; not so on CPU')
     add('--remat', choices=REMAT, default='none')
-    add('--attention', choices=('auto', 'xla', 'cudnn'), default='auto')
+    add('--attention', choices=IMPLEMENTATIONS, default='auto')
     add('--steps', type=int, default=20, help='steps that are timed, after three that are not')
     arguments = parser.parse_args(argv)
     for name, sizes, wanted in (
@@ -167,8 +168,9 @@ def peak_bytes(compiled: Any) -> int:
 
 
 def count_flops(arguments: argparse.Namespace) -> float:
-    """XLA's count for the step with layers written out and no rematerialisation, before it optimises."""
-    model, objective, inputs = build(argparse.Namespace(**{**vars(arguments), 'scan': False, 'remat': 'none'}))
+    """XLA's count for the step with layers and attention written out and no rematerialisation, before it optimises."""
+    written_out = {'scan': False, 'remat': 'none', 'attention': 'xla'}
+    model, objective, inputs = build(argparse.Namespace(**{**vars(arguments), **written_out}))
     init, step = make_step(model, objective)
     lowered = step.lower(jax.eval_shape(init, jax.random.key(0), inputs), inputs)
     return float(lowered.cost_analysis()['flops'])
