@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from avmae_jax import experiment, objectives
+from avmae_jax import experiment, objectives, settings, starts
 from avmae_jax.checkpoints import transfer
 from avmae_jax.data import sources, views
 from avmae_jax.data.mixing import Mixture
@@ -36,8 +36,7 @@ def check(config: Config, source: Mixture) -> None:
     """Finds settings that do not fit each other or the data, without touching a device; raises ValueError."""
     for name in config:
         choose(dict.fromkeys(SECTIONS), name, name)
-    if config['batch_size'] < 1:
-        raise ValueError(f'config.batch_size={config["batch_size"]} must be at least 1.')
+    _check_numbers(config)
     _check_kind(config)
     info = source.sources[0].info
     parts = experiment.build(config, source)
@@ -81,6 +80,29 @@ def check(config: Config, source: Mixture) -> None:
             f'config.evaluation.split={split!r} is no split of {info.name} '
             f'(it has {_names(info.splits)}); config.evaluation.every_steps=0 trains without.'
         )
+
+
+# Of settings that no constructor looks at: the least that each may be; and those that are shares.
+LEAST = {
+    'seed': 0, 'batch_size': 1, 'data.views_per_clip': 1, 'data.num_workers': 0, 'data.num_threads': 1,
+    'data.stall_seconds': 1e-3, 'optimizer.accumulate_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0,
+    'report.log_every_steps': 1, 'report.num_pictures': 1, 'report.profile_num_steps': 1, 'evaluation.max_batches': 1,
+    'evaluation.num_clips': 1, 'parallel.watchdog_seconds': 0,
+}  # fmt: skip
+SHARES = ('data.max_damaged_ratio', 'report.wait_share_warning', 'optimizer.end_ratio')
+
+
+def _check_numbers(config: Config) -> None:
+    values = settings.flatten(config)
+    for name, least in LEAST.items():
+        # A setting may be open, and runs of before it was there have none.
+        value = values.get(name)
+        if value is not None and not value >= least:
+            remedy = '; config.evaluation.every_steps=0 trains without.' if name == 'evaluation.max_batches' else '.'
+            raise ValueError(f'config.{name}={value} must be at least {least}{remedy}')
+    for name in SHARES:
+        if name in values and not 0 <= values[name] <= 1:
+            raise ValueError(f'config.{name}={values[name]} must lie in [0, 1].')
 
 
 def _names(names: Any) -> str:
@@ -141,7 +163,7 @@ def _check_kind(config: Config) -> None:
 
 def _check_start(section: Config) -> None:
     choose(transfer.INFLATIONS, 'start.inflation', section['inflation'])
-    if experiment.is_vit(section['path']):
+    if starts.is_vit(section['path']):
         if not epath.Path(section['path']).exists():
             raise ValueError(f'config.start.path={section["path"]!r}: there is no such file.')
     elif section['path']:

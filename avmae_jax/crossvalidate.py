@@ -33,7 +33,7 @@ from absl import app, flags
 
 from avmae_jax import experiment, jobs, settings
 from avmae_jax.data import schema, sources
-from avmae_jax.evaluation import benchmarks, tables
+from avmae_jax.evaluation import benchmarks, results_file, tables
 
 EXIT_SETTINGS, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 75, 130
 OF_FOLD = ('config.data.split', 'config.evaluation.split')  # What each fold has its own value of.
@@ -41,7 +41,12 @@ OF_FOLD = ('config.data.split', 'config.evaluation.split')  # What each fold has
 _CONFIG = flags.DEFINE_string('config', '', 'File with get_config(), and its arguments after a colon.')
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Folder for the runs, one a fold, and the results.')
 _FOLDS = flags.DEFINE_list('folds', [], 'Splits that are the folds; all of the dataset if not given.')
-_NUM_CLIPS = flags.DEFINE_integer('num_clips', 1, 'Moments of each record whose logits are averaged.')
+_NUM_CLIPS = flags.DEFINE_integer(
+    'num_clips',
+    None,
+    'Moments of each record whose logits are averaged; config.evaluation.num_clips if not given.',
+    lower_bound=1,
+)
 _JOBS = flags.DEFINE_integer(
     'jobs', 1, 'Folds at a time, each on its share of the cores; 1 where there is a GPU or TPU.'
 )
@@ -58,7 +63,9 @@ def choose_folds(path: str, wanted: Sequence[str]) -> list[str]:
     return folds
 
 
-def fold_job(fold: str, folds: Sequence[str], *, arguments: Sequence[str], workdir: Path, num_clips: int) -> jobs.Job:
+def fold_job(
+    fold: str, folds: Sequence[str], *, arguments: Sequence[str], workdir: Path, num_clips: int | None
+) -> jobs.Job:
     """Training without a fold, and its test.
 
     Args:
@@ -71,12 +78,15 @@ def fold_job(fold: str, folds: Sequence[str], *, arguments: Sequence[str], workd
     given = [argument.replace('{fold}', fold) for argument in arguments]
     train = [*python, 'avmae_jax.train', *given, *own, f'--workdir={folder}']
     evaluate = [*python, 'avmae_jax.evaluate', f'--workdir={folder}', f'--split={fold}', '--what=benchmark']
-    return jobs.Job(fold, folder, {'train': train, 'evaluate': [*evaluate, f'--num_clips={num_clips}']})
+    asked = [] if num_clips is None else [f'--num_clips={num_clips}']
+    return jobs.Job(fold, folder, {'train': train, 'evaluate': [*evaluate, *asked]})
 
 
-def read_fold(fold: str, workdir: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def read_fold(fold: str, workdir: Path, num_clips: int | None) -> tuple[Path, dict[str, Any], list[str]]:
     """(file, content, ids of the records) of a fold's newest evaluation."""
-    files = sorted((workdir / fold / 'evaluation').glob(f'{fold}-step-*.json'))
+    files = [
+        Path(file) for file in results_file.find(workdir / fold, fold, asked=results_file.asked(num_clips=num_clips))
+    ]
     if not files:
         raise ValueError(f'{workdir / fold} holds no evaluation; remove {workdir / fold / jobs.DONE} and run again.')
     content = json.loads(files[-1].read_text())
@@ -86,9 +96,9 @@ def read_fold(fold: str, workdir: Path) -> tuple[Path, dict[str, Any], list[str]
         return files[-1], content, arrays['ids'].tolist()
 
 
-def combine(folds: Sequence[str], workdir: Path) -> dict[str, Any]:
+def combine(folds: Sequence[str], workdir: Path, num_clips: int | None) -> dict[str, Any]:
     """What crossvalidation.json holds: the results of all folds together, and what each one is of."""
-    found = {fold: read_fold(fold, workdir) for fold in folds}
+    found = {fold: read_fold(fold, workdir, num_clips) for fold in folds}
     digests = {fold: content['data']['digest'] for fold, (_, content, _) in found.items()}
     if len(set(digests.values())) > 1:
         told = ', '.join(f'{fold} {digest[:16]}...' for fold, digest in digests.items())
@@ -115,13 +125,14 @@ def crossvalidate(
     *,
     workdir: Path,
     folds: Sequence[str] = (),
-    num_clips: int = 1,
+    num_clips: int | None = None,
     num_at_once: int = 1,
 ) -> None:
     """Runs what is missing, prints the table and writes the results.
 
     Args:
       given: settings as written, 'config.data.path' -> 'esc50'.
+      num_clips: moments of a record; None: as many as the config says.
     """
     if twice := [name for name in OF_FOLD if name in given]:
         raise ValueError(f'--{twice[0]}={given[twice[0]]}: each fold has its own; choose among the splits by --folds.')
@@ -135,7 +146,7 @@ def crossvalidate(
         [fold_job(fold, folds, arguments=arguments, workdir=workdir, num_clips=num_clips) for fold in folds],
         num_at_once,
     )
-    content = {'config': config, 'settings': dict(given), 'num_clips': num_clips, **combine(folds, workdir)}
+    content = {'config': config, 'settings': dict(given), **combine(folds, workdir, num_clips)}
     path = workdir / 'crossvalidation.json'
     path.write_text(json.dumps(content, indent=1) + '\n')
     print(f'\n{tables.fold_table(content["results"])}\nWritten to {path}', flush=True)

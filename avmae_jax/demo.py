@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 
 from avmae_jax.data import schema
-from avmae_jax.evaluation import drawing
+from avmae_jax.evaluation import drawing, results_file
 from avmae_jax.progress import format_seconds, progress
 
 _OUTPUT = flags.DEFINE_string('output', 'demo', 'Folder for everything.')
@@ -332,12 +332,12 @@ def evaluate(info: schema.DatasetInfo, workdir: pathlib.Path, output: pathlib.Pa
     untrained = None
     if test is not None and (info.labels or len(info.modalities) > 1):
         run([*parts, '--random_init', '--what=knn,probe,retrieval'], output / 'logs/evaluate-random.log')
-        untrained = read_results(workdir, f'{test}-random-init*')
-    return Results(read_results(workdir, f'{test or train}-step-*'), untrained)
+        untrained = read_results(workdir, test, 'random-init-seed', train)
+    return Results(read_results(workdir, test or train, 'step', train), untrained)
 
 
-def read_results(workdir: pathlib.Path, pattern: str) -> dict[str, Any]:
-    (file,) = (workdir / 'evaluation').glob(f'{pattern}.json')
+def read_results(workdir: pathlib.Path, split: str, subject: str, train_split: str) -> dict[str, Any]:
+    file = results_file.find(workdir, split, subject=subject, asked=results_file.asked(train_split=train_split))[-1]
     return json.loads(file.read_text())['results']
 
 

@@ -26,6 +26,8 @@ What needs fitting is fitted on `--train_split` and never sees `--split`. Prints
 
 `--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way. With
 `--config=FILE` views, preprocessing and how data is read are those of that file; the model is that of the checkpoint.
+What is asked for beyond the run's own is in the names, so that nothing overwrites anything else:
+SPLIT-step-STEP-noaveraged, -clips-4, -from-TRAIN_SPLIT, -data-DIGEST, -settings-DIGEST.
 
 Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I where no cluster is recognised; the first one prints and writes.
@@ -37,7 +39,6 @@ Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 6
 from __future__ import annotations
 
 import hashlib
-import json
 import logging as python_logging
 import os
 import sys
@@ -65,6 +66,7 @@ from avmae_jax.evaluation import (
     pictures,
     prediction,
     reconstruction,
+    results_file,
     scores,
     sound,
     tables,
@@ -87,7 +89,7 @@ _TRAIN_SPLIT = flags.DEFINE_string('train_split', 'train', 'What neighbours, pro
 _WHAT = flags.DEFINE_list('what', [], f'Any of {", ".join(WHAT)}; what goes with the checkpoint if not given.')
 _RANDOM_INIT = flags.DEFINE_bool('random_init', False, 'Fresh parameters in place of the trained ones, to compare.')
 _SEED = flags.DEFINE_integer('seed', None, 'Of fresh parameters; that of the run if not given.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', None, 'Clips at a time; that of the run if not given.', lower_bound=1)
 _NUM_CLIPS = flags.DEFINE_integer(
     'num_clips',
     None,
@@ -112,6 +114,8 @@ class Subject(NamedTuple):
     Attributes:
       info: the dataset it was trained on.
       config: of its training, with the overrides of the command line.
+      own: config of its training, as it was.
+      trained_on: digest of the data it was trained on; '' for an imported model.
       name: of its results: 'step-0001000', 'random-init-seed-0'.
       about: where it comes from; goes into the results.
       params: numpy arrays, the same on every process.
@@ -119,6 +123,8 @@ class Subject(NamedTuple):
 
     info: DatasetInfo
     config: dict[str, Any]
+    own: dict[str, Any]
+    trained_on: str
     name: str
     about: dict[str, Any]
     params: Any
@@ -179,6 +185,8 @@ def load_subject(
     return Subject(
         info=restored.info,
         config=config,
+        own=meta['config'],
+        trained_on=meta['dataset']['digest'],
         name=name,
         about=about,
         params=params,
@@ -223,6 +231,8 @@ class Evaluator:
         self.params = jax.tree.map(hosts.global_array, subject.params, shardings)
         self.splits = {'train': train_split, 'test': split}
         self.source = experiment.open_sources(subject.config, split)
+        # In names, a number that is asked for stands even where the config says the same.
+        self.asked_clips = num_clips
         self.num_clips = num_clips = _num_clips(subject.config, num_clips)
         self.num_crops = experiment.build_view(subject.config).eval_crops
         # A batch holds whole records on every host, and as many rows on every device.
@@ -407,20 +417,16 @@ def score_files(subject: Subject, source: Mixture, num_clips: int | None) -> dic
 
 
 def _num_clips(config: settings.Config, asked: int | None) -> int:
+    if asked is not None:
+        return asked
     # Runs of before this setting have none.
-    return config['evaluation'].get('num_clips', 1) if asked is None else asked
+    wanted = config['evaluation'].get('num_clips', 1)
+    if wanted < 1:
+        raise ValueError(f'config.evaluation.num_clips={wanted} must be at least 1.')
+    return wanted
 
 
 # -- The command --
-
-
-def write_results(path: epath.Path, content: dict[str, Any]) -> None:
-    """Beside results of other kinds that the file holds of the same subject on the same data."""
-    if path.exists():
-        before = json.loads(path.read_text())
-        if all(before.get(key) == content[key] for key in ('subject', 'data', 'config')):
-            content = {**content, 'results': {**before['results'], **content['results']}}
-    path.write_text(json.dumps(content, indent=1) + '\n')
 
 
 class FilesError(Exception):
@@ -432,6 +438,8 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     if not checkpoint:
         raise ValueError('--workdir or --checkpoint is needed: python -m avmae_jax.evaluate --workdir=RUN')
     unknown = sorted(set(_WHAT.value) - set(WHAT))
+    if not all(layer.isdigit() for layer in _LAYERS.value):
+        raise ValueError(f'--layers={",".join(_LAYERS.value)} must be numbers of layers, such as 2,4.')
     config = settings.read_config(_CONFIG.value) if _CONFIG.value else None
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
@@ -463,7 +471,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     if isinstance(subject.objective, Classification):
         check_classes(subject, evaluator.source)
     data = describe_data(evaluator.source, evaluator.splits, num_clips=evaluator.num_clips)
-    notes = compare_data(subject.about, data)
+    notes = results_file.compare_data(subject.about, data)
     for note in notes:
         logging.warning('%s', note)
     results = evaluate(evaluator, what, _EPIC.value)
@@ -475,8 +483,8 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
         return
     folder = epath.Path(_WORKDIR.value or experiment.find_checkpoints(checkpoint)[0].parent) / 'evaluation'
     folder.mkdir(parents=True, exist_ok=True)
-    name = f'{_SPLIT.value}-{subject.name}'
-    write_results(
+    name = f'{_SPLIT.value}-{subject.name}{describe_asked(evaluator, data)}'
+    results_file.write(
         folder / f'{name}.json',
         {
             'subject': subject.about,
@@ -517,6 +525,25 @@ def write_sounds(folder: epath.Path, media: pictures.PatchedMedia, preprocess: A
             (folder / f'{clip + 1:02d}-{row}.wav').write_bytes(data)
 
 
+def describe_asked(evaluator: Evaluator, data: Mapping[str, Any]) -> str:
+    """The part of a name that says what is not as the run has it."""
+    subject = evaluator.subject
+    own, now = settings.flatten(subject.own), settings.flatten(subject.config)
+    changed = {
+        name: now.get(name)
+        for name in sorted(own.keys() | now.keys())
+        if own.get(name) != now.get(name) and settings.is_within(name, results_file.DECIDING)
+    }
+    as_the_run = evaluator.asked_clips is None and evaluator.num_clips == _num_clips(subject.own, None)
+    return results_file.asked(
+        averaged=subject.about.get('averaged', True) or subject.own['optimizer'].get('average_decay') is None,
+        num_clips=None if as_the_run else evaluator.num_clips,
+        train_split=evaluator.splits['train'],
+        data='' if data['digest'] == subject.trained_on else data['digest'],
+        changed=changed,
+    )
+
+
 def describe_data(source: Mixture, splits: Mapping[str, str], *, num_clips: int) -> dict[str, Any]:
     """Which clips and classes the results speak of; 'labels' is head -> digest of the names in their order."""
     return {
@@ -526,21 +553,6 @@ def describe_data(source: Mixture, splits: Mapping[str, str], *, num_clips: int)
         'num_clips': num_clips,
         'labels': {head: classes.digest for head, classes in source.labels.items()},
     }
-
-
-def compare_data(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """How the data differ from what the subject was trained on, for whoever compares results."""
-    if 'trained_on' not in about:
-        return []
-    notes = []
-    if about['trained_on'] not in (data['digest'], ''):  # '': an imported model, of whose data nothing is known.
-        notes.append('These are other data than it was trained on.')
-    for head, digest in data['labels'].items():
-        if about['labels'].get(head, digest) != digest:
-            notes.append(
-                f'The classes of {head!r}, or their order, are others than those of the data it was trained on.'
-            )
-    return notes
 
 
 def main(argv: list[str], overrides: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ refuses, ends here, before a device is touched. Nothing behind this file sees a 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import os
@@ -19,11 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from etils import epath
 
 from avmae_jax import __version__, objectives
-from avmae_jax.checkpoints import transfer
 from avmae_jax.checkpoints.manager import META, Checkpoints
 from avmae_jax.data import balance, batches, sources, views, workers
 from avmae_jax.data.mixing import Mixture
@@ -36,14 +33,14 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.ops import augment
 from avmae_jax.ops.mixup import CutMix, Mixup
 from avmae_jax.ops.preprocess import Preprocess
+from avmae_jax.ops.rand_augment import RandAugment
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
-from avmae_jax.settings import Config, choose, construct, to_plain
+from avmae_jax.settings import Config, choose, construct, to_plain, with_setting
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
 from avmae_jax.training import step as step_lib
-from avmae_jax.weights import vit
 
 # -- Sections to objects --
 
@@ -200,12 +197,20 @@ def build_view(config: Config) -> views.View:
     return views.View(**parts, share_window=config['data']['share_window'])
 
 
+AUGMENTATIONS = {
+    'rand_augment': RandAugment,
+    'color_jitter': augment.ColorJitter,
+    'random_erasing': augment.RandomErasing,
+    'spec_augment': augment.SpecAugment,
+}
+
+
 def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
     """Sound is normalised by the statistics of the dataset unless the config gives others."""
     section = dict(config['preprocess'].items())
     changes = {
         name: construct(kind, f'preprocess.{name}', section.pop(name))
-        for name, kind in (('color_jitter', augment.ColorJitter), ('spec_augment', augment.SpecAugment))
+        for name, kind in AUGMENTATIONS.items()
         if name in section
     }
     construct(Preprocess, 'preprocess', _without(section, 'audio_mean', 'audio_std'), **changes)
@@ -226,6 +231,10 @@ def build_preprocess(config: Config, info: DatasetInfo) -> Preprocess:
 def build_schedule(config: Config, num_steps: int, steps_per_epoch: int) -> optimizer_lib.WarmupCosine:
     section = config['optimizer']
     warmup = _steps_or_epochs(section, 'optimizer.warmup', 'warmup_steps', 'warmup_epochs', steps_per_epoch)
+    if not section['base_learning_rate'] > 0:
+        raise ValueError(f'config.optimizer.base_learning_rate={section["base_learning_rate"]} must be above 0.')
+    if warmup < 0:
+        raise ValueError(f'config.optimizer: the warm-up must not be shorter than 0; got {warmup} steps.')
     if warmup >= num_steps:
         raise ValueError(f'config.optimizer: the warm-up of {warmup} steps must end before step {num_steps}.')
     return optimizer_lib.WarmupCosine(
@@ -289,22 +298,14 @@ def open_train_sources(config: Config) -> Mixture:
         # A subset is of all classes alike too, if there are any.
         by = head or next(iter(source.info.labels), '')
         labels = sources.read_labels(source, by) if by else [[0]] * len(source)
-        indices = _or_setting('data.subset_ratio', balance.stratified, labels, ratio, config['seed'])
+        indices = with_setting('data.subset_ratio', balance.stratified, labels, ratio, config['seed'])
         chosen.append(balance.Subset(source, indices) if ratio < 1 else source)
         if head:
             num_classes = len(source.info.labels[head].names)
             by_class = [labels[i] for i in indices]
-            weights.append(_or_setting('data.balanced_by', balance.clip_weights, by_class, num_classes))
+            weights.append(with_setting('data.balanced_by', balance.clip_weights, by_class, num_classes))
     setting = 'data.balanced_by' if head else 'data.subset_ratio'
-    return _or_setting(setting, Mixture, chosen, list(section['weights']) or None, weights or None)
-
-
-def _or_setting(where: str, function: Callable[..., Any], *args: Any) -> Any:
-    """What the function gives; what it refuses is told with the name of the setting."""
-    try:
-        return function(*args)
-    except ValueError as error:
-        raise ValueError(f'config.{where}: {error}') from error
+    return with_setting(setting, Mixture, chosen, list(section['weights']) or None, weights or None)
 
 
 def open_sources(config: Config, split: str) -> Mixture:
@@ -454,99 +455,6 @@ def step_flops(config: Config, parts: Parts, *, repeated: bool = False) -> float
     if not isinstance(parts.objective, objectives.Classification):
         asked = dict(mask_ratio=parts.objective.mask_ratio, terms=parts.objective.terms)
     return float(config['batch_size'] * flops.training_flops(parts.model, shapes, **asked, repeated=repeated))
-
-
-class Start(NamedTuple):
-    """A model that training may begin with: its parameters, tokenizers and tokens along each axis."""
-
-    model: Model
-    params: Any
-    tokenizers: Mapping[Modality, Any]
-    grids: Mapping[Modality, tuple[int, ...]]
-
-
-def start_params(config: Config, parts: Parts, source: Mixture) -> tuple[Any, transfer.Report]:
-    """What training begins with when config.start names another model, and what became of its parameters.
-
-    The rest is what it would be without: initialised from config.seed.
-
-    Returns: numpy arrays, and the report.
-    """
-    section = config['start']
-    other = _read_vit(section, parts) if is_vit(section['path']) else _read_run(config, source)
-    _check_architecture(parts.model.encoder.size.architecture, other.model.encoder.size.architecture)
-    key, _ = jax.random.split(jax.random.key(config['seed']))  # As training/state.py initialises.
-    fresh = jax.tree.map(np.asarray, jax.jit(make_init_params(parts.model, parts.objective, parts.shapes))(key))
-    params, report = _or_setting(
-        'start',
-        functools.partial(
-            transfer.transfer,
-            grids=parts.model.grids(_blank(parts.shapes)),
-            source_grids=other.grids,
-            tokenizers=parts.model.tokenizers,
-            source_tokenizers=other.tokenizers,
-            heads=section['heads'],
-            divide_stem=section['divide_stem'],
-            inflation=section['inflation'],
-        ),
-        fresh,
-        other.params,
-    )
-    return jax.tree.map(np.asarray, params), report
-
-
-def _check_architecture(ours: sizes.Architecture, theirs: sizes.Architecture) -> None:
-    wrong = {name: value for name, value in vars(theirs).items() if value != getattr(ours, name)}
-    if wrong:
-        flags = ' '.join(f'--config.model.architecture.{name}={value}' for name, value in wrong.items())
-        raise ValueError(f'config.start.path is of a model that is made otherwise than config.model: give {flags}.')
-
-
-def _compare_preprocess(config: Config, theirs: Config) -> None:
-    """Warns where the start saw its pictures, or heard its sound, otherwise: it learns that anew."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Preprocess)}
-    shared = set(config['model']['tokenizers']) & set(theirs['model']['tokenizers'])
-    names = ['convention'] * ('audio' in shared) + ['rgb_mean', 'rgb_std'] * bool(shared - {'audio'})
-    for name in names:
-        here, there = (to_plain({name: c['preprocess'].get(name, defaults[name])})[name] for c in (config, theirs))
-        if here != there:
-            logging.warning('config.preprocess.%s is %s, and that of config.start.path was %s.', name, here, there)
-
-
-def is_vit(path: str) -> bool:
-    """Whether a start is a file with the weights of an image ViT, and no run."""
-    return path.endswith('.npz')
-
-
-def _read_vit(section: Config, parts: Parts) -> Start:
-    if section['heads']:
-        raise ValueError(f'config.start.heads=True: the classes of {section["path"]} are of images; set it to False.')
-    made = _or_setting('start.path', vit.read, section['path'], parts.model.encoder.compute)
-    return Start(made.model, made.params, made.model.tokenizers, {'image': made.grid})
-
-
-def _read_run(config: Config, source: Mixture) -> Start:
-    section = config['start']
-    other = restore_model(section['path'])
-    if section['heads']:
-        for head in config['objective']['heads']:
-            # An autoencoder was trained on labelled clips perhaps, and has no heads.
-            there = isinstance(other.model, Classifier) and head in other.model.num_classes
-            held, wanted = other.info.labels[head] if there else None, source.labels[head]
-            if held is None or held.digest != wanted.digest:
-                raise ValueError(
-                    f'config.start.heads=True, and the classes of {head!r} in {section["path"]} are '
-                    f'{"not there" if held is None else f"{len(held.names)} others"}, the data has '
-                    f'{len(wanted.names)}: set it to False.'
-                )
-    shapes = {modality: tuple(shape) for modality, shape in other.meta['input_shapes'].items()}
-    _compare_preprocess(config, other.meta['config'])
-    return Start(other.model, other.params, other.model.tokenizers, other.model.grids(_blank(shapes)))
-
-
-def _blank(shapes: Mapping[Modality, tuple[int, ...]]) -> dict[Modality, np.ndarray]:
-    """One row of each modality that takes no memory; of it only the shape matters."""
-    return {modality: np.broadcast_to(np.float32(0), (1, *shape)) for modality, shape in shapes.items()}
 
 
 def make_init(parts: Parts) -> Callable[[jax.Array], state_lib.TrainState]:

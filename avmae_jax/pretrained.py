@@ -177,14 +177,13 @@ def read_run(
     params = restored.params if average_last == 1 else _mean_params(restored, folders)
     meta = restored.meta
     config = _with_dtype(meta['config'], dtype)
+    unchanged: dict[str, Any] = dict.fromkeys(experiment.AUGMENTATIONS)
     return Trained(
         model=experiment.build_model(config, restored.info),
         params=params,
         objective=experiment.build_objective(config),
         view=experiment.build_view(config),
-        preprocess=dataclasses.replace(
-            experiment.build_preprocess(config, restored.info), color_jitter=None, spec_augment=None, flip=False
-        ),
+        preprocess=dataclasses.replace(experiment.build_preprocess(config, restored.info), flip=False, **unchanged),
         info=restored.info,
         shapes={modality: tuple(shape) for modality, shape in meta['input_shapes'].items()},
         config=dict(config),

@@ -15,7 +15,7 @@ import runpy
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -66,14 +66,18 @@ def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
     return found
 
 
+def is_within(name: str, sections: Iterable[str]) -> bool:
+    """Whether a setting 'section.name' is one of these, or lies in one."""
+    return any(name == section or name.startswith(f'{section}.') for section in sections)
+
+
 def check_resumable(old: Config, new: Config, workdir: epath.PathLike) -> None:
     """Refuses to go on with a run under settings that would make it another run; names them."""
     before, now = flatten(old), flatten(new)
     changed = [
         f'{name}: {before.get(name, "not there")!r} -> {now.get(name, "not there")!r}'
         for name in sorted(before.keys() | now.keys())
-        if before.get(name, KeyError) != now.get(name, KeyError)
-        and not any(name == harmless or name.startswith(harmless + '.') for harmless in HARMLESS)
+        if before.get(name, KeyError) != now.get(name, KeyError) and not is_within(name, HARMLESS)
     ]
     if changed:
         raise ValueError(
@@ -153,6 +157,14 @@ def construct(constructor: Callable[..., Any], where: str, section: Config, /, *
     try:
         return constructor(**{name: _unfold(section[name]) for name in section}, **more)
     except (TypeError, ValueError) as error:
+        raise ValueError(f'config.{where}: {error}') from error
+
+
+def with_setting(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What the function gives; what it refuses is told with the name of the setting."""
+    try:
+        return function(*args)
+    except ValueError as error:
         raise ValueError(f'config.{where}: {error}') from error
 
 

@@ -29,18 +29,17 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 from absl import flags as absl_flags
 from etils import epath
 from ml_collections import config_flags
 
-from avmae_jax import checks, experiment, settings
+from avmae_jax import checks, experiment, settings, starts
 from avmae_jax.checkpoints.manager import CheckpointError, Checkpoints
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
@@ -223,7 +222,7 @@ def first_state(
     key = jax.random.key(config['seed'])
     if 'start' not in config or not config['start']['path']:
         return state_lib.init_sharded(experiment.make_init(parts), key, shardings)
-    params, told = experiment.start_params(config, parts, source)
+    params, told = starts.start_params(config, parts, source)
     logging.info('Starting from %s:\n%s', config['start']['path'], told)
     if jax.process_index() == 0:
         (folder / 'start.txt').write_text(f'{told}\n')
@@ -307,16 +306,16 @@ def make_hooks(
     evaluate_batch = jax.jit(rules.on_mesh(evaluated, rows.mesh), out_shardings=everywhere)
 
     def evaluate(state: state_lib.TrainState) -> dict[str, float]:
-        weights, table = [], []
+        table = []
         average = averaged(state.opt_state)
         params = state.params if average is None else average
         with experiment.build_eval_stream(config, split) as stream:
             for batch in itertools.islice(stream, evaluation['max_batches']):
-                losses = evaluate_batch(params, hosts.global_batch(batch, rows))
-                table.append({name: float(value) for name, value in losses.items()})
-                weights.append(table[-1].pop('weight'))
+                scored = evaluate_batch(params, hosts.global_batch(batch, rows))
+                table.append(jax.tree.map(float, scored))
                 watchdog.progress(slow=True)
-        means = {name: float(np.average([row[name] for row in table], weights=weights)) for name in table[0]}
+        means = mean_of_batches(table)
+        means = {'loss': parts.objective.total({name: means.get(name, 0.0) for name in table[0].losses}), **means}
         metric_writer.write_scalars(int(state.step), {f'{split}/{name}': value for name, value in means.items()})
         told = ', '.join(f'{name} {value:.5g}' for name, value in means.items())
         logging.info('Step %d, split %s: %s.', int(state.step), split, told)
@@ -349,27 +348,47 @@ def make_hooks(
     return hooks
 
 
-def make_scores(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """(params, batch) -> losses without augmentation, the accuracy of heads with one class, and the weight."""
+class BatchScores(NamedTuple):
+    """What one batch gives; where several are put together, each row that counts must count once.
+
+    Attributes:
+      losses: name -> mean over the rows that count for it.
+      others: the same of what is no part of the loss.
+      counts: name -> how many rows that were.
+    """
+
+    losses: dict[str, Any]
+    others: dict[str, Any]
+    counts: dict[str, Any]
+
+
+def mean_of_batches(table: Sequence[BatchScores]) -> dict[str, float]:
+    """Name -> mean over the rows of all batches; without the names for which no row counts."""
+    means = {}
+    for name in {**table[0].losses, **table[0].others}:
+        counts = [row.counts[name] for row in table]
+        if any(counts):
+            means[name] = float(np.average([{**row.losses, **row.others}[name] for row in table], weights=counts))
+    return means
+
+
+def make_scores(parts: experiment.Parts) -> Callable[[Any, Batch], BatchScores]:
+    """(params, batch) -> losses without augmentation, and the accuracy of heads with one class."""
 
     objective = parts.objective
     assert isinstance(objective, Classification)
 
     def scores(params, batch):
         inputs = parts.preprocess(batch, train=False)
-        loss, scored = objective(parts.model, params, None, inputs, batch, jax.random.key(0), train=False)
-        return {
-            'loss': loss,
-            **scored.losses,
-            **objective.accuracies(scored, batch),
-            'weight': jnp.sum(batch.weight),
-        }
+        _, scored = objective(parts.model, params, None, inputs, batch, jax.random.key(0), train=False)
+        accuracies = objective.accuracies(scored, batch)
+        return BatchScores(scored.losses, accuracies.values, {**scored.counts, **accuracies.counts})
 
     return scores
 
 
-def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """(params, batch) -> losses without augmentation, each record under the same mask every time; and the weight."""
+def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], BatchScores]:
+    """(params, batch) -> losses without augmentation, each record under the same mask every time."""
 
     objective = parts.objective
     assert isinstance(objective, Objective)
@@ -377,7 +396,7 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str,
     def losses(params, batch):
         inputs = parts.preprocess(batch, train=False)
         masks, places = draw_fixed(objective, parts.model.grids(inputs), batch.record)
-        loss, scored = objective(
+        _, scored = objective(
             parts.model,
             params,
             objective.init(params),
@@ -387,7 +406,7 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], dict[str,
             masks=masks,
             places=places or None,
         )
-        return {'loss': loss, **scored.losses, 'weight': jnp.sum(batch.weight)}
+        return BatchScores(scored.losses, {}, scored.counts)
 
     return losses
 
@@ -462,7 +481,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         _CONFIG.value.to_dict()  # A file that is not there is told when it is first looked at.
         return rest
     except (absl_flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        text = str(error)
+        # A wrong argument needs no traceback through the config file; any other failure of it does.
+        text = re.sub(r'(?s): Error whilst parsing config file:.*\nValueError: (.*\S)\s*', r': \1', str(error))
         if isinstance(error, AttributeError | KeyError):  # Of ml_collections: a quoted text in a quoted text.
             text = 'the config has no ' + re.sub(r'\\[n\']+\\n', '. ', text).replace('\\', '').strip('"\'')
         print(f'train: {text}\nSettings are given as --config.name=value; --help lists the flags.', file=sys.stderr)

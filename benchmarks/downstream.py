@@ -29,6 +29,7 @@ from avmae_jax import pretrained
 from avmae_jax.data import batches
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.sources import open_source
+from avmae_jax.evaluation import results_file
 from avmae_jax.evaluation.tables import format_markdown
 from avmae_jax.exports.trained import Trained
 from avmae_jax.progress import progress
@@ -133,7 +134,7 @@ def finetune(
 
 def our_figure(run: Path) -> dict[str, Any]:
     """What `evaluate --what=benchmark` wrote into a run that `train` finetuned."""
-    written = sorted((run / 'evaluation').glob('*.json'))
+    written = results_file.find(run, 'test')
     if not written:
         raise ValueError(f'--finetuned={run} holds no evaluation: python -m avmae_jax.evaluate --workdir={run}')
     found = json.loads(written[-1].read_text())

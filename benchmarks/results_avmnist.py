@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from avmae_jax import jobs
+from avmae_jax.evaluation import results_file
 from avmae_jax.evaluation.tables import format_markdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -60,9 +61,8 @@ def commands(row: str, seed: int, data: str, folder: Path, num_epochs: float | N
 def read(folder: Path) -> dict[str, dict[str, Any]]:
     """'pretrained' and 'random init' -> the results of the newest evaluation, where there is one."""
     found = {}
-    for name, pattern in ((TRAINED, 'test-step-*.json'), (FRESH, 'test-random-init-*.json')):
-        files = sorted((folder / 'evaluation').glob(pattern))
-        if files:
+    for name, subject in ((TRAINED, 'step'), (FRESH, 'random-init-seed')):
+        if files := results_file.find(folder, 'test', subject=subject):
             found[name] = json.loads(files[-1].read_text())
     return found
 

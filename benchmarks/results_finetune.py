@@ -28,6 +28,7 @@ import numpy as np
 from absl import app, flags
 
 from avmae_jax import jobs
+from avmae_jax.evaluation import results_file
 from avmae_jax.evaluation.tables import format_markdown
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -109,7 +110,7 @@ def commands(run: Run, data: str, pretrained: Path, folder: Path) -> dict[str, l
 
 def accuracy(folder: Path) -> float | None:
     """Top-1 on the test split, of the last evaluation."""
-    found = sorted((folder / 'evaluation').glob('*.json'))
+    found = results_file.find(folder, 'test')
     if not found:
         return None
     scores = json.loads(found[-1].read_text())['results']['benchmark']['scores']

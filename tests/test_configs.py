@@ -1,5 +1,6 @@
 """Every config builds, holds the recipe's numbers, and makes the parameters of its golden table."""
 
+import functools
 import importlib
 import json
 import os
@@ -270,6 +271,21 @@ WRONG_FINETUNING = {
     'objective.mixup.alpha': (0.0, 'alpha'),
     'optimizer.layer_decay': (1.5, 'layer_decay must lie in'),
     'optimizer.average_decay': (1.0, 'average_decay must lie between 0 and 1'),
+    'optimizer.base_learning_rate': (-1.0, 'config.optimizer.base_learning_rate=-1.0 must be above 0'),
+    'optimizer.beta2': (1.5, r'beta1 and beta2 must lie in \[0, 1\)'),
+    'optimizer.weight_decay': (-1.0, 'weight_decay must not be below 0'),
+    'optimizer.end_ratio': (2.0, r'config.optimizer.end_ratio=2.0 must lie in \[0, 1\]'),
+    'model.representation': (0, 'representation must be at least 1 wide'),
+    'model.encoder.size.width': (0, 'width must be at least 1'),
+    'video.frame_seconds': (0.0, 'num_frames must be at least 1 and frame_seconds above 0'),
+    'video.crop.scale': ((1.3, 0.9), 'two rising factors'),
+    'audio.seconds': (-1.0, 'seconds must be above 0'),
+    'data.views_per_clip': (0, 'data.views_per_clip=0 must be at least 1'),
+    'data.num_threads': (0, 'data.num_threads=0 must be at least 1'),
+    'optimizer.clip_norm': (-1.0, 'clip_norm must be above 0'),
+    'objective.weight.label': (-0.5, 'weight must not be below 0'),
+    'evaluation.num_clips': (0, 'evaluation.num_clips=0 must be at least 1'),
+    'evaluation.max_batches': (0, 'max_batches=0 must be at least 1; config.evaluation.every_steps=0'),
     'start.path': ('not/there', 'config.start.path: .* neither a workdir'),
     'start.inflation': ('centre', 'did you mean central'),
 }
@@ -505,5 +521,10 @@ def test_a_config_is_read_from_any_folder_and_finds_its_neighbours(where, reposi
         config.write_text('from configs import tiny\n\n\ndef get_config():\n    return tiny.get_config()\n')
     command = [sys.executable, '-m', 'avmae_jax.train', f'--config={config}', f'--workdir={tmp_path / "run"}']
     environment = {**os.environ, 'PYTHONPATH': str(repository)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    run = functools.partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    done = run(command)
     assert done.returncode == 2 and 'config.data.path is empty' in done.stderr, done.stderr
+    if where == 'in the checkout':  # What is wrong with an argument is told without the way through the file.
+        done = run([*command[:3], f'--config={config}:modalities=smell', command[-1]])
+        assert done.returncode == 2 and 'modalities=smell: it is one of video, audio.' in done.stderr
+        assert 'Traceback' not in done.stderr

@@ -11,11 +11,12 @@ from absl import flags
 from absl.testing import flagsaver
 from etils import epath
 
-from avmae_jax import convert, evaluate, experiment, plan, settings, train
+from avmae_jax import convert, evaluate, experiment, plan, settings, starts, train
 from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import LabelSet
+from avmae_jax.evaluation import results_file
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training.writer import read_scalars
 from configs import tiny
@@ -230,12 +231,12 @@ def test_an_imported_model_is_finetuned(run, tiny_dataset, published_video):
     plain = settings.to_plain(config)
     flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=0.01'
     with pytest.raises(ValueError, match=flags):
-        experiment.start_params(plain, experiment.build(plain, source), source)
+        starts.start_params(plain, experiment.build(plain, source), source)
     config.model.architecture.update(gelu='exact', norm_epsilon=1e-2)
     config.model.encoder.final_norm, config.model.pooled_norm = False, True
     plain = settings.to_plain(config)
     parts = experiment.build(plain, source)
-    params, report = experiment.start_params(plain, parts, source)
+    params, report = starts.start_params(plain, parts, source)
     assert set(report.names('kept at initialisation')) == {
         'norm/scale', 'norm/bias', 'head_label/kernel', 'head_label/bias'
     }  # fmt: skip
@@ -272,8 +273,8 @@ def test_without_data_a_run_goes_on_with_any(run, published_video, tmp_path):
     with pytest.raises(ValueError, match='is a run on a dataset of other content'):
         train.check_data(epath.Path(run[0]), config, source)
     data = {'digest': 'of any', 'labels': {}}
-    assert evaluate.compare_data({'trained_on': '', 'labels': {}}, data) == []
-    assert len(evaluate.compare_data({'trained_on': 'of others', 'labels': {}}, data)) == 1
+    assert results_file.compare_data({'trained_on': '', 'labels': {}}, data) == []
+    assert len(results_file.compare_data({'trained_on': 'of others', 'labels': {}}, data)) == 1
 
 
 def test_a_classifier_keeps_its_classes_and_refuses_others(tiny_dataset, tmp_path):

@@ -55,7 +55,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def lay_ready(place, fold, seed, ids, step=40, digest='d' * 64):
+def lay_ready(place, fold, seed, ids, step=40, digest='d' * 64, asked=''):
     rng = np.random.default_rng(seed)
     heads = {
         'label': benchmarks.Head(
@@ -72,8 +72,8 @@ def lay_ready(place, fold, seed, ids, step=40, digest='d' * 64):
         'versions': {'jax': '0'},
         'results': {'benchmark': benchmarks.score('single-label', heads)},
     }
-    (folder / f'{fold}-step-{step:07d}.json').write_text(json.dumps(content))
-    np.savez(folder / f'{fold}-step-{step:07d}-logits.npz', ids=np.array(ids))
+    (folder / f'{fold}-step-{step:07d}{asked}.json').write_text(json.dumps(content))
+    np.savez(folder / f'{fold}-step-{step:07d}{asked}-logits.npz', ids=np.array(ids))
     return heads['label']
 
 
@@ -92,6 +92,11 @@ def run(place, given=(), **more):
 
 
 def test_each_fold_is_tested_once_by_a_run_that_never_saw_it(place, capsys):
+    # Of one moment only, there are other results beside these.
+    heads = [
+        lay_ready(place, fold, seed=k + 9, ids=[f'{fold}-{i}' for i in range(6 + k)], asked='-clips-3')
+        for k, fold in enumerate(FOLDS)
+    ]
     run(place, num_clips=3)
     calls = called(place)
     assert [verb for verb, _ in calls] == ['train', 'evaluate'] * 3
@@ -109,12 +114,11 @@ def test_each_fold_is_tested_once_by_a_run_that_never_saw_it(place, capsys):
             'workdir': evaluate['workdir'],
         }
     content = json.loads((place / 'run/crossvalidation.json').read_text())
-    heads = [lay_ready(place, fold, seed=k, ids=['-'] * (6 + k)) for k, fold in enumerate(FOLDS)]
     right = [(head.logits.argmax(1) == head.targets.argmax(1)) for head in heads]
     top_1 = next(row for row in content['results']['scores'] if row['metric'] == 'top-1')
     assert top_1['mean'] == pytest.approx(np.mean([one.mean() for one in right]))
     assert top_1['pooled'] == pytest.approx(np.concatenate(right).mean()) and top_1['num_records'] == 21
-    assert content['folds']['fold2']['file'] == 'fold2/evaluation/fold2-step-0000040.json'
+    assert content['folds']['fold2']['file'] == 'fold2/evaluation/fold2-step-0000040-clips-3.json'
     assert content['folds']['fold2']['subject']['digest'] == 'digest of fold2'
     header = capsys.readouterr().out.splitlines()[2].split()
     assert header[-4:-1] == list(FOLDS)
@@ -145,6 +149,8 @@ def test_what_is_among_the_folds_is_chosen_and_the_newest_evaluation_counts(plac
     newer = lay_ready(place, 'fold1', seed=9, ids=['n-0', 'n-1', 'n-2'], step=100)
     run(place, folds=['fold1', 'fold3'])
     assert [flags['config.data.split'] for verb, flags in called(place) if verb == 'train'] == ['fold3', 'fold1']
+    # How many moments count is the config's matter where nothing is asked for.
+    assert all('num_clips' not in flags for verb, flags in called(place))
     content = json.loads((place / 'run/crossvalidation.json').read_text())
     top_1 = next(row for row in content['results']['scores'] if row['metric'] == 'top-1')
     assert top_1['folds']['fold1'] == pytest.approx((newer.logits.argmax(1) == newer.targets.argmax(1)).mean())

@@ -15,6 +15,7 @@ import pytest
 from avmae_jax import evaluate, experiment, settings
 from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data import schema
+from avmae_jax.evaluation import results_file
 from avmae_jax.training.state import to_items
 
 
@@ -81,20 +82,10 @@ def test_results_say_what_they_are_of_and_that_the_classes_are_others(workdir, t
         config = settings.override(settings.load_config(workdir), {'data.path': str(folder)})
         source = experiment.open_sources(config, 'test')
         data = evaluate.describe_data(source, {'train': 'train', 'test': 'test'}, num_clips=1)
-        found[folder] = evaluate.compare_data(about, data)
+        found[folder] = results_file.compare_data(about, data)
     assert found[tiny_dataset] == []
     assert len(found[others]) == 2 and "classes of 'label'" in found[others][1]
-    assert evaluate.compare_data({'random_init': True, 'seed': 0}, data) == []
-
-
-def test_results_of_one_subject_are_kept_together(tmp_path):
-    path = evaluate.epath.Path(tmp_path) / 'results.json'
-    about = {'subject': {'step': 1}, 'data': {}, 'config': {}}
-    evaluate.write_results(path, {**about, 'results': {'retrieval': [1]}})
-    evaluate.write_results(path, {**about, 'results': {'classification': [2]}})
-    assert json.loads(path.read_text())['results'] == {'retrieval': [1], 'classification': [2]}
-    evaluate.write_results(path, {**about, 'subject': {'step': 2}, 'results': {'classification': [3]}})
-    assert json.loads(path.read_text())['results'] == {'classification': [3]}
+    assert results_file.compare_data({'random_init': True, 'seed': 0}, data) == []
 
 
 def test_overrides_are_taken_out_of_the_command_line():

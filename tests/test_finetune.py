@@ -19,7 +19,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from avmae_jax import evaluate, experiment, settings, train
+from avmae_jax import evaluate, experiment, settings, starts, train
 from avmae_jax.checkpoints import manager
 from avmae_jax.data import schema
 from avmae_jax.parallel import mesh as mesh_lib
@@ -102,7 +102,7 @@ def test_it_started_from_what_was_pretrained_and_says_so(runs):
     )
     config = settings.load_config(runs.finetuned)
     source = experiment.open_train_sources(config)
-    params, report = experiment.start_params(config, experiment.build(config, source), source)
+    params, report = starts.start_params(config, experiment.build(config, source), source)
     theirs = experiment.restore_model(runs.pretrained).params
     for stream in ('video', 'audio'):
         jax.tree.map(
@@ -258,6 +258,10 @@ def test_what_goes_with_another_kind_of_model_is_refused(runs, evaluate_with, tm
         workdir=str(runs.finetuned), what=['benchmark'], epic_annotations=str(tmp_path), num_pictures=0
     )
     assert code == 2 and 'heads verb and noun' in told
+    code, told = evaluate_with({'evaluation.num_clips': 0}, workdir=str(runs.finetuned))
+    assert code == 2 and 'config.evaluation.num_clips=0 must be at least 1' in told
+    code, told = evaluate_with(workdir=str(runs.finetuned), what=['knn'], layers=['2', 'last'])
+    assert code == 2 and '--layers=2,last must be numbers of layers' in told
     code, told = evaluate_with(workdir=str(runs.finetuned), config='nowhere.py')
     assert code == 2 and 'there is no file nowhere.py' in told
 
@@ -278,6 +282,26 @@ def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_datas
         evaluate.load_subject(runs.finetuned, overrides={}, config=given)
     with pytest.raises(ValueError, match='no function get_config'):
         settings.read_config(str(repository / 'configs/sections.py'))
+
+
+@pytest.mark.parametrize(
+    'options, overrides, asked, name',
+    [
+        ({}, {}, {}, ''),
+        ({'averaged': False}, {'batch_size': 4}, {}, '-noaveraged'),
+        ({}, {'evaluation.num_clips': 3}, {}, '-clips-3'),
+        ({}, {}, {'num_clips': 1, 'train_split': 'test'}, '-clips-1-from-test'),
+        ({}, {'video.short_side': 40}, {}, '-settings-[0-9a-f]{8}'),
+    ],
+)
+def test_what_is_asked_beyond_the_run_itself_is_in_the_name(runs, options, overrides, asked, name):
+    subject = evaluate.load_subject(runs.finetuned, overrides=overrides, **options)
+    asked = {'num_clips': None, 'train_split': 'train', **asked}
+    evaluator = evaluate.Evaluator(subject, batch_size=None, split='test', **asked)
+    data = evaluate.describe_data(evaluator.source, evaluator.splits, num_clips=evaluator.num_clips)
+    assert re.fullmatch(name, evaluate.describe_asked(evaluator, data))
+    other = {**data, 'digest': '0123456789abcdef'}
+    assert '-data-01234567' in evaluate.describe_asked(evaluator, other)
 
 
 @pytest.mark.parametrize('which', ['average', 'trained'])
@@ -311,7 +335,7 @@ def start_with(runs, small_finetuning):
     def start(arguments=None, **changes):
         config = small_finetuning(arguments, **{'start.path': str(runs.pretrained), **changes})
         source = experiment.open_train_sources(config)
-        return experiment.start_params(config, experiment.build(config, source), source)
+        return starts.start_params(config, experiment.build(config, source), source)
 
     return start
 
@@ -390,7 +414,7 @@ def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_fi
         )
         for path in (str(runs.pretrained), '')
     )  # fmt: skip
-    params, report = experiment.start_params(config, parts, source)
+    params, report = starts.start_params(config, parts, source)
     jax.tree.map(np.testing.assert_array_equal, started.params, params)
     assert jax.tree.map(lambda x: x.sharding, started.params) == shardings.params
     # An average begins at what training begins with.

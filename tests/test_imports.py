@@ -18,6 +18,7 @@ LAYERS = (
     {'training', 'evaluation'},
     {'planning', 'exports'},
     {'experiment'},
+    {'starts'},
     {'checks', 'pretrained'},
     VERBS,
 )

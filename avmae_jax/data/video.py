@@ -96,6 +96,10 @@ class RandomCrop:
     scale: tuple[float, float] = (1.0, 1.0)
     num_crops = 1
 
+    def __post_init__(self):
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f'scale of a random crop takes two rising factors above 0; got {self.scale}.')
+
     def boxes(self, height: int, width: int, short_side: int, crop_size: int, draws: Draws | None) -> list[Box]:
         assert draws is not None
         if self.scale[0] != self.scale[1]:
@@ -117,6 +121,12 @@ class ResizedCrop:
     area: tuple[float, float] = (0.2, 1.0)
     aspect: float = 4 / 3
     num_crops = 1
+
+    def __post_init__(self):
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f'area of a resized crop takes two rising shares in (0, 1]; got {self.area}.')
+        if self.aspect < 1:
+            raise ValueError(f'aspect of a resized crop must be at least 1; got {self.aspect}.')
 
     def boxes(self, height: int, width: int, short_side: int, crop_size: int, draws: Draws | None) -> list[Box]:
         assert draws is not None

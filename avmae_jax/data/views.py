@@ -42,6 +42,8 @@ class VideoView:
     eval_crop: str | Mapping = 'central'
 
     def __post_init__(self):
+        if self.num_frames < 1:
+            raise ValueError(f'num_frames must be at least 1; got {self.num_frames}.')
         _check_crop(self)
         _check_seconds('frame_seconds', self.frame_seconds)
 
@@ -89,8 +91,8 @@ def _check_seconds(name: str, seconds: int | float) -> None:
 
 
 def _check_crop(view: VideoView | ImageView) -> None:
-    if view.crop_size > view.short_side:
-        raise ValueError(f'crop_size must be at most short_side={view.short_side}; got {view.crop_size}.')
+    if not 1 <= view.crop_size <= view.short_side:
+        raise ValueError(f'crop_size must lie between 1 and short_side={view.short_side}; got {view.crop_size}.')
     if view.short_side > MAX_SIDE:
         raise ValueError(f'short_side must be at most {MAX_SIDE}; got {view.short_side}.')
     video.make_crop(view.crop), video.make_crop(view.eval_crop)

@@ -157,7 +157,8 @@ def find_results(about: Mapping[str, Any]) -> list[str]:
             subject = content['subject']
             if (subject.get('digest'), subject.get('averaged')) == (about['digest'], about['averaged']):
                 split, digest = content['data']['splits']['test'], content['data']['digest']
-                found.append(f'Split {split} of data `{digest}`:\n\n```\n{tables.describe(content["results"])}\n```\n')
+                results = tables.describe(content['results'])
+                found.append(f'`{path.name}`, split {split} of data `{digest}`:\n\n```\n{results}\n```\n')
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             logging.warning('%s holds no results that can be read: %r. The model card says so.', path, error)
             found.append(f'`evaluation/{path.name}` of the run could not be read: its results are not here.\n')

@@ -102,6 +102,10 @@ class Classifier(Trunk):
         super().__post_init__()
         if self.pooling not in POOLINGS:
             raise ValueError(f'pooling must be one of {tuple(POOLINGS)}; got {self.pooling!r}.')
+        if self.representation is not None and self.representation < 1:
+            raise ValueError(
+                f'representation must be at least 1 wide; got {self.representation}. None has no such layer.'
+            )
         first = next(m for m in JOINT_ORDER if m in self.tokenizers)
         needing = {'token': list(self.tokenizers), 'one_token': [first]}.get(self.pooling, [])
         without = [m for m in needing if not self.tokenizers[m].class_token]

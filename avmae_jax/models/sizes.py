@@ -51,6 +51,9 @@ class Size:
     architecture: Architecture = USUAL
 
     def __post_init__(self):
+        for name in ('width', 'num_heads', 'mlp_width', 'num_layers'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1; got {getattr(self, name)}.')
         if self.width % self.num_heads:
             raise ValueError(f'width must be a multiple of num_heads; got width={self.width}, {self.num_heads} heads.')
 

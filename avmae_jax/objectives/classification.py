@@ -23,13 +23,22 @@ class Classified(NamedTuple):
 
     Attributes:
       losses: 'head/part' -> loss before weighting, float32.
+      counts: the same names -> how many rows it is the mean of, float32.
       outputs: everything the model computed. Under `jit`, what nobody returns is not computed.
       mixing: what stayed of each row, or None where rows were left alone.
     """
 
     losses: dict[str, Array]
+    counts: dict[str, Array]
     outputs: Any
     mixing: Mixing | None
+
+
+class Accuracies(NamedTuple):
+    """Attributes: values: 'head/accuracy' -> share of right answers; counts: of how many rows."""
+
+    values: dict[str, Array]
+    counts: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +68,8 @@ class Classification:
                 raise ValueError(f'heads.{head} must be one of {tuple(LOSSES)}; got {kind!r}.')
         if self.weight is not None and set(self.weight) != set(self.heads):
             raise ValueError(f'weight must name the heads {sorted(self.heads)}; got {sorted(self.weight)}.')
+        if self.weight is not None and (min(self.weight.values()) < 0 or not any(self.weight.values())):
+            raise ValueError(f'weight must not be below 0, nor 0 for all heads; got {dict(self.weight)}.')
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing must lie in [0, 1); got {self.label_smoothing}.')
 
@@ -96,29 +107,37 @@ class Classification:
             inputs = {m: mix(x, m, mixing) for m, x in inputs.items()}
         rngs = {'drop_path': rng} if train else {}
         outputs = model.apply({'params': params}, inputs, train=train, present=batch.present, rngs=rngs)
-        total, found = jnp.zeros((), jnp.float32), {}
+        found, counts = {}, {}
         for head, kind in self.heads.items():
             labels = self._labels(head, batch, outputs.logits)
-            parts = {
-                part: self._loss(kind, logits, labels, _rows_of(part, rows), self._share(part, mixing), train)
-                for part, logits in outputs.logits[head].items()
-            }
-            share = 1 / len(self.heads) if self.weight is None else self.weight[head]
-            total = total + share * sum(parts.values()) / len(parts)
-            found.update({f'{head}/{part}': loss for part, loss in parts.items()})
-        return total, Classified(found, outputs, mixing)
+            for part, logits in outputs.logits[head].items():
+                found[f'{head}/{part}'], counts[f'{head}/{part}'] = self._loss(
+                    kind, logits, labels, _rows_of(part, rows), self._share(part, mixing), train
+                )
+        return self.total(found), Classified(found, counts, outputs, mixing)
 
-    def accuracies(self, scored: Classified, batch: Batch) -> dict[str, Float[Array, '']]:
-        """'head/accuracy' for the heads with one class: by the mean of the parts' logits, over rows with a label."""
-        found = {}
+    def total(self, losses: Mapping[str, Any]) -> Any:
+        """The loss that the losses by name, 'head/part', add up to."""
+        total: Any = 0.0
+        for head in self.heads:
+            parts = [loss for name, loss in losses.items() if name.rpartition('/')[0] == head]
+            share = 1 / len(self.heads) if self.weight is None else self.weight[head]
+            total = total + share * sum(parts) / len(parts)
+        return total
+
+    def accuracies(self, scored: Classified, batch: Batch) -> Accuracies:
+        """Of the heads with one class: by the mean of the parts' logits, over rows with a label."""
+        found, counts = {}, {}
         for head in [head for head, kind in self.heads.items() if kind == 'softmax']:
             labels, logits = jnp.asarray(batch.labels[head]), scored.outputs.averaged[head]
             right = jnp.take_along_axis(labels, jnp.argmax(logits, axis=-1)[:, None], axis=-1)[:, 0] > 0
             rows = batch.weight * (jnp.sum(labels, axis=-1) > 0)
             found[f'{head}/accuracy'] = losses.masked_mean(right.astype(jnp.float32), rows)
-        return found
+            counts[f'{head}/accuracy'] = jnp.sum(rows)
+        return Accuracies(found, counts)
 
-    def _loss(self, kind, logits, labels, rows, weight, train) -> Float[Array, '']:
+    def _loss(self, kind, logits, labels, rows, weight, train) -> tuple[Float[Array, ''], Float[Array, '']]:
+        """The mean over the rows that count, and how many they are."""
         if logits.shape != labels.shape:
             raise ValueError(f'the model scores {logits.shape[-1]} classes and the labels have {labels.shape[-1]}.')
         if weight is not None:
@@ -128,7 +147,7 @@ class Classification:
             rows = rows * (jnp.sum(labels, axis=-1) > 0)
         if train:
             labels = losses.smooth_labels(labels, self.label_smoothing)
-        return losses.masked_mean(LOSSES[kind](logits, labels), rows)
+        return losses.masked_mean(LOSSES[kind](logits, labels), rows), jnp.sum(rows)
 
     def _share(self, part: str, mixing: Mixing | None) -> Float[Array, 'b'] | None:
         """What stays of the labels of a part."""

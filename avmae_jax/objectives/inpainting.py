@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class Inpainting:
     def __call__(
         self, outputs: Outputs, masks: Mapping[Modality, Mask], rows: Mapping[Modality, Float[Array, 'b']]
     ) -> dict[Modality, Float[Array, '']]:
-        """The loss of each modality; a row counts as much as both of its modalities do."""
+        """The loss of each modality; `rows` says how much each row of it counts."""
         if len(outputs.patches) != 2:
             raise ValueError(f'inpainting needs two modalities; the clips have {sorted(outputs.patches)}.')
         result = {}
@@ -49,7 +50,11 @@ class Inpainting:
             error = losses.squared_error(outputs.inpainted[m], self.target.get(m, Target())(patches, m))
             if self.per_value:
                 error = error / patches.shape[-1]
-            count = (rows[m] * rows[other])[:, None]
             asked = jnp.ones_like(error) if self.on_all_tokens else outputs.inpainted_mask[m]
-            result[m] = losses.masked_mean(error, count * asked)
+            result[m] = losses.masked_mean(error, self.count(m, rows)[:, None] * asked)
         return result
+
+    def count(self, modality: Modality, rows: Mapping[Modality, Float[Array, 'b']]) -> Float[Array, 'b']:
+        """How much each row counts in the loss of a modality: as much as both of its modalities do."""
+        del modality
+        return math.prod(rows.values())

@@ -28,11 +28,13 @@ class Scored(NamedTuple):
 
     Attributes:
       losses: 'term/modality' -> loss before weighting, float32.
+      counts: the same names -> how many rows it is the mean of, float32.
       outputs: everything the model computed. Under `jit`, what nobody returns is not computed.
       drawn: the masks and places it was computed with.
     """
 
     losses: dict[str, Array]
+    counts: dict[str, Array]
     outputs: Outputs
     drawn: Drawn
 
@@ -123,14 +125,21 @@ class Objective:
             drawn = self.draw(rng, grids, batch_size)
         outputs: Any = model.apply({'params': params}, {m: inputs[m] for m in grids}, drawn.masks, drawn.places or None)
         rows = {m: rows_that_count(m, batch, batch_size) for m in grids}
-        total, losses = jnp.zeros((), jnp.float32), {}
+        losses, counts = {}, {}
         for name, term in self.terms.items():
-            by_modality = term(outputs, drawn.masks, rows)
-            for m, loss in by_modality.items():
-                weight = 1 / len(by_modality) if term.weight is None else term.weight[m]
-                total = total + weight * loss
-                losses[f'{name}/{m}'] = loss
-        return total, Scored(losses, outputs, drawn)
+            for m, loss in term(outputs, drawn.masks, rows).items():
+                losses[f'{name}/{m}'], counts[f'{name}/{m}'] = loss, jnp.sum(term.count(m, rows))
+        return self.total(losses), Scored(losses, counts, outputs, drawn)
+
+    def total(self, losses: Mapping[str, Any]) -> Any:
+        """The loss that the losses by name, 'term/modality', add up to."""
+        total: Any = 0.0
+        for name, term in self.terms.items():
+            modalities = [key.removeprefix(f'{name}/') for key in losses if key.startswith(f'{name}/')]
+            for m in modalities:
+                weight = 1 / len(modalities) if term.weight is None else term.weight[m]
+                total = total + weight * losses[f'{name}/{m}']
+        return total
 
     def init(self, params: Any) -> Any:
         """The teacher to start with: None, as no term here compares with a moving average of the model."""

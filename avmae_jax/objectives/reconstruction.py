@@ -44,5 +44,10 @@ class Reconstruction:
             error = losses.squared_error(predicted, target(asked, m))
             if self.per_value:
                 error = error / patches.shape[-1]
-            result[m] = losses.masked_mean(error, jnp.broadcast_to(rows[m][:, None], error.shape))
+            count = self.count(m, rows)[:, None]
+            result[m] = losses.masked_mean(error, jnp.broadcast_to(count, error.shape))
         return result
+
+    def count(self, modality: Modality, rows: Mapping[Modality, Float[Array, 'b']]) -> Float[Array, 'b']:
+        """How much each row counts in the loss of a modality."""
+        return rows[modality]

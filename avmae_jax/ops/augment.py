@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -78,6 +79,54 @@ def turn_colors(
         return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
     return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomErasing:
+    """Noise in the place of a rectangle (Zhong et al. 2020): normal, in the units that the model sees, for every pixel.
+
+    As timm does it for the image MAE (`reprob=0.25, remode='pixel', recount=1`). A clip loses the same rectangle in all
+    its frames, under the same noise.
+
+    Attributes:
+      ratio: share of rows that lose one.
+      area: the least and the most of a picture that a rectangle may cover.
+    """
+
+    ratio: int | float = 0.25
+    area: tuple[int | float, ...] = (0.02, 1 / 3)
+
+    def __post_init__(self):
+        if not 0 <= self.ratio <= 1:
+            raise ValueError(f'ratio of random erasing must lie in [0, 1]; got {self.ratio}.')
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f'area of random erasing takes two rising shares in (0, 1]; got {self.area}.')
+
+    def __call__(self, pixels: Float[Array, 'b *thw 3'], seed: UInt32[Array, 'b 2']) -> Float[Array, 'b *thw 3']:
+        """Standardised pixels, of mean 0 and deviation 1 or so."""
+        height, width = pixels.shape[-3:-1]
+
+        def draw_one(key: jax.Array) -> tuple[Bool[Array, 'h w'], Float[Array, 'h w 3']]:
+            chosen_key, shape_key, noise_key = jax.random.split(key, 3)
+            drawn = jax.random.uniform(shape_key, (4, ATTEMPTS))
+            area = height * width * (self.area[0] + (self.area[1] - self.area[0]) * drawn[0])
+            aspect = jnp.exp((2 * drawn[1] - 1) * math.log(LARGEST_ASPECT))
+            tall, wide = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+            fits = (tall < height) & (wide < width)
+            top, left = jnp.floor(drawn[2] * (height - tall + 1)), jnp.floor(drawn[3] * (width - wide + 1))
+            tall, wide, top, left = (x[jnp.argmax(fits)] for x in (tall, wide, top, left))
+            line, column = jnp.arange(height)[:, None], jnp.arange(width)
+            inside = (line >= top) & (line < top + tall) & (column >= left) & (column < left + wide)
+            erased = jnp.any(fits) & (jax.random.uniform(chosen_key) < self.ratio)
+            return inside & erased, jax.random.normal(noise_key, (height, width, 3))
+
+        inside, noise = jax.vmap(draw_one)(rows.row_keys(seed, rows.ERASING))
+        frames = pixels.reshape(len(pixels), -1, height, width, 3)
+        return jnp.where(inside[:, None, ..., None], noise[:, None], frames).reshape(pixels.shape)
+
+
+# Of a rectangle to be erased: the largest height by width, and how many are drawn until one fits, as in timm.
+LARGEST_ASPECT, ATTEMPTS = 1 / 0.3, 10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Num, UInt8, UInt32
 
 from avmae_jax.ops import augment, rows, spectrogram
+from avmae_jax.ops.rand_augment import RandAugment
 from avmae_jax.structs import Array, Batch, Modality
 
 STORED = 'stored'  # The convention of data that holds log-mels already.
@@ -32,7 +33,9 @@ class Preprocess:
       audio_mean, audio_std: of the log-mel, in nats.
       rgb_mean, rgb_std: of RGB in [0, 1], for ImageNet-style standardisation; without them pixels are
         scaled to [-1, 1].
+      rand_augment: of pictures and videos in training; before `color_jitter`.
       color_jitter: of pictures and videos in training.
+      random_erasing: of pictures and videos in training, once they are standardised.
       time_shift: log-mels are shifted around in time in training; before `spec_augment`, whose masks stay where they
         are drawn.
       spec_augment: of normalised log-mels in training.
@@ -49,7 +52,9 @@ class Preprocess:
     audio_std: float = 1.0
     rgb_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     rgb_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rand_augment: RandAugment | None = None
     color_jitter: augment.ColorJitter | None = None
+    random_erasing: augment.RandomErasing | None = None
     time_shift: bool = False
     spec_augment: augment.SpecAugment | None = None
     lose_modality_ratio: int | float = 0.0
@@ -62,6 +67,9 @@ class Preprocess:
             self.log_mel_convention  # noqa: B018  Its settings are checked here and not in the middle of a trace.
         if not 0 <= self.lose_modality_ratio <= 1:
             raise ValueError(f'lose_modality_ratio must lie in [0, 1]; got {self.lose_modality_ratio}.')
+        for name in ('num_mel_bins', 'num_spec_frames'):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f'{name} must be at least 1; got {getattr(self, name)}.')
         if not self.audio_std >= SMALLEST:
             raise ValueError(f'audio_std must be above 0; got {self.audio_std}.')
         if len(self.rgb_mean) != 3 or len(self.rgb_std) != 3 or not min(self.rgb_std) >= SMALLEST:
@@ -112,7 +120,14 @@ class Preprocess:
         self, pixels: Float32[Array, 'b *thw 3'], seed: UInt32[Array, 'b 2']
     ) -> Float32[Array, 'b *thw 3'] | None:
         """As training is to see it; None where that is as it is."""
-        return None if self.color_jitter is None else self._standardised(self.color_jitter(pixels, seed))
+        if self.rand_augment is None and self.color_jitter is None and self.random_erasing is None:
+            return None
+        if self.rand_augment is not None:
+            pixels = self.rand_augment(pixels, seed, fill=self.rgb_mean)
+        if self.color_jitter is not None:
+            pixels = self.color_jitter(pixels, seed)
+        pixels = self._standardised(pixels)
+        return pixels if self.random_erasing is None else self.random_erasing(pixels, seed)
 
     def _standardised(self, pixels: Float32[Array, 'b *thw 3']) -> Float32[Array, 'b *thw 3']:
         return (pixels - self._rgb(pixels, self.rgb_mean)) / self._rgb(pixels, self.rgb_std)

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt32
 from avmae_jax.structs import Array
 
 # What is drawn from a row's key for which purpose. A number stays what it is, so that runs are repeated as they were.
-FLIP, COLOR, SPEC_MASKS, TIME_SHIFT, LOST_MODALITY, MIXUP, CUTMIX, MASKS = range(8)
+FLIP, COLOR, SPEC_MASKS, TIME_SHIFT, LOST_MODALITY, MIXUP, CUTMIX, MASKS, RAND_AUGMENT, ERASING = range(10)
 
 
 def row_keys(seed: UInt32[Array, 'b 2'], purpose: int) -> jax.Array:

@@ -102,6 +102,10 @@ def _scale_by_adam(
     """
     if first_moment_dtype not in FIRST_MOMENT_DTYPES:
         raise ValueError(f'first_moment_dtype must be one of {FIRST_MOMENT_DTYPES}; got {first_moment_dtype!r}.')
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0):
+        raise ValueError(
+            f'beta1 and beta2 must lie in [0, 1) and epsilon above 0; got {beta1}, {beta2} and epsilon={epsilon}.'
+        )
     return optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon, mu_dtype=first_moment_dtype)
 
 
@@ -117,7 +121,7 @@ def adam(
 ) -> optax.GradientTransformation:
     """Adam with bias correction, then decay; with `clip_norm`, gradients are first scaled to at most that norm."""
     parts = [_scale_by_adam(beta1, beta2, epsilon, first_moment_dtype), optax.scale_by_learning_rate(schedule)]
-    if weight_decay:
+    if _decays(weight_decay):
         parts.append(decay_kernels(schedule, weight_decay))
     return optax.chain(*_clip(clip_norm), *parts)
 
@@ -134,7 +138,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW as published: kernels decay as they were before the update. Betas are those of finetuning ViTs."""
     parts = [_scale_by_adam(beta1, beta2, epsilon, first_moment_dtype)]
-    if weight_decay:
+    if _decays(weight_decay):
         parts.append(optax.add_decayed_weights(weight_decay, mask=kernel_mask))
     return optax.chain(*_clip(clip_norm), *parts, optax.scale_by_learning_rate(schedule))
 
@@ -143,13 +147,23 @@ def sgd(
     schedule: optax.Schedule, *, momentum: int | float = 0.9, clip_norm: int | float | None = None
 ) -> optax.GradientTransformation:
     """Gradients are added up, the sum fading by `momentum` a step, and the rate multiplies the sum (as in Scenic)."""
+    if not 0 <= momentum < 1:
+        raise ValueError(f'momentum must lie in [0, 1); got {momentum}.')
     return optax.chain(*_clip(clip_norm), optax.trace(decay=momentum), optax.scale_by_learning_rate(schedule))
 
 
 OPTIMIZERS = {'adam': adam, 'adamw': adamw, 'sgd': sgd}
 
 
+def _decays(weight_decay: int | float) -> bool:
+    if weight_decay < 0:
+        raise ValueError(f'weight_decay must not be below 0; got {weight_decay}.')
+    return weight_decay > 0
+
+
 def _clip(norm: int | float | None) -> list[optax.GradientTransformation]:
+    if norm is not None and not norm > 0:
+        raise ValueError(f'clip_norm must be above 0; got {norm}. None clips nothing.')
     return [] if norm is None else [optax.clip_by_global_norm(norm)]
 
 
@@ -175,6 +189,11 @@ def tailored(
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f'layer_decay must lie in (0, 1]; got {layer_decay}. The recipe has 0.75.')
+    for pattern in frozen:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f'frozen: {pattern!r} is no regular expression: {error}.') from error
     parts = [optimizer]
     if frozen:
         frozen = tuple(frozen)

@@ -4,7 +4,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import avmae_jax
-from avmae_jax import evaluate, experiment, export, pretrained
+from avmae_jax import evaluate, experiment, export, pretrained, starts
 from avmae_jax.weights.table import flatten
 
 
@@ -30,7 +30,7 @@ def test_a_finetuning_starts_from_it_as_from_the_run(pretrained_run, small_finet
     for path in (pretrained_run, tmp_path / 'out'):
         config = small_finetuning('', **{'start.path': str(path)})
         source = experiment.open_train_sources(config)
-        begun.append(experiment.start_params(config, experiment.build(config, source), source)[0])
+        begun.append(starts.start_params(config, experiment.build(config, source), source)[0])
     assert equal_bits(*begun)
 
 

@@ -199,10 +199,11 @@ def test_accuracy_is_the_share_of_labelled_rows_that_count_whose_likeliest_class
     targets[4] = 0  # Without a label.
     batch = make_batch(labels={'label': targets, 'tags': targets}, weight=[1, 1, 1, 0, 1, 1])
     logits = np.eye(CLASSES, dtype=np.float32)[[0, 1, 0, 3, 4, 1]]
-    scored = Classified({}, types.SimpleNamespace(averaged={'label': logits, 'tags': logits}), None)
+    scored = Classified({}, {}, types.SimpleNamespace(averaged={'label': logits, 'tags': logits}), None)
     # Right are rows 0 and 1, wrong 2 and 5; row 3 is padding.
-    found = objective.accuracies(scored, batch)
-    assert set(found) == {'label/accuracy'} and found['label/accuracy'] == pytest.approx(0.5)
+    values, counts = objective.accuracies(scored, batch)
+    assert set(values) == {'label/accuracy'} and values['label/accuracy'] == pytest.approx(0.5)
+    assert counts == {'label/accuracy': 4}
 
 
 def test_the_model_is_told_what_each_row_has():

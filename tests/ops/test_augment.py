@@ -1,4 +1,5 @@
 import colorsys
+import functools
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from avmae_jax.ops import augment
 from avmae_jax.ops.preprocess import Preprocess
+from avmae_jax.ops.rand_augment import RandAugment
 from avmae_jax.structs import Batch
 
 
@@ -26,6 +28,8 @@ def log_mels(count, frames=50, bins=20):
 ALWAYS = augment.ColorJitter(jitter_ratio=1.0)
 AUGMENTATIONS = {
     'color': (ALWAYS, pixels(6, 2, 4, 4)),
+    'rand': (functools.partial(RandAugment(num_ops=3, op_ratio=1.0), fill=(0.4, 0.5, 0.6)), pixels(6, 2, 7, 5)),
+    'erase': (augment.RandomErasing(ratio=0.7), pixels(6, 2, 7, 5)),
     'gray': (augment.ColorJitter(jitter_ratio=0.5, drop_ratio=0.5), pixels(6, 4, 4)),
     'spec': (augment.SpecAugment(frequency_width=6, time_width=9), log_mels(6)),
     'shift': (augment.shift_time, log_mels(6)),
@@ -100,6 +104,39 @@ def test_shares_of_rows_are_jittered_and_turned_gray():
     assert 20 < gray.sum() < 64  # 40 expected, four standard deviations.
     assert 40 < same.sum() < 104  # 0.2 * 0.9 of 400.
     np.testing.assert_array_equal(augment.ColorJitter(0.0, 0.0)(x, seeds(400)), x)
+
+
+# -- Erased rectangles --
+
+
+def erased(ratio=1.0, count=200, shape=(24, 20), **settings):
+    x = np.full((count, *shape, 3), 9.0, np.float32)  # No noise of deviation 1 comes that high.
+    gone = np.asarray(augment.RandomErasing(ratio, **settings)(x, seeds(count))) != x
+    assert (gone.all(-1) == gone.any(-1)).all()
+    return gone[..., 0]
+
+
+def test_a_share_of_pictures_loses_a_rectangle_of_every_permitted_size_and_place():
+    gone = erased(count=400)
+    lines, columns = gone.any(2), gone.any(1)
+    np.testing.assert_array_equal(gone, lines[:, :, None] & columns[:, None, :])
+    for side in (lines, columns):  # In one piece.
+        assert (np.abs(np.diff(side.astype(int), axis=1)).sum(1) <= 2).all()
+    area, aspect = gone.mean((1, 2)), lines.sum(1) / columns.sum(1)
+    # Sides are rounded to whole pixels; areas are drawn evenly, aspects by their logarithm.
+    assert area.min() > 0.01 and 0.3 < area.max() < 0.36 and abs(area.mean() - (0.02 + 1 / 3) / 2) < 0.02
+    assert 0.2 < aspect.min() < 0.45 and 2.5 < aspect.max() < 4.5 and abs(np.median(np.log(aspect))) < 0.2
+    assert lines[:, 0].any() and lines[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
+    assert 70 < erased(0.25, count=400).any((1, 2)).sum() < 135  # 100 expected, four standard deviations.
+    assert not erased(0.0).any() and (erased(area=(0.5, 0.5)).mean((1, 2)) > 0.45).all()
+
+
+def test_what_is_erased_is_noise_of_every_pixel_and_stays_in_all_frames():
+    x = np.full((60, 2, 24, 20, 3), 9.0, np.float32)
+    seen = np.asarray(augment.RandomErasing(1.0)(x, seeds(60)))
+    np.testing.assert_array_equal(seen[:, 0], seen[:, 1])
+    noise = seen[:, 0][seen[:, 0] != 9]
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05 and len(np.unique(noise)) > 0.99 * len(noise)
 
 
 # -- Log-mels --
@@ -216,7 +253,9 @@ def test_without_a_modality_no_row_has_it_and_the_others_are_what_they_were():
 # -- Within preprocessing --
 
 CHANGING = {
+    'rand_augment': RandAugment(op_ratio=1.0),
     'color_jitter': augment.ColorJitter(jitter_ratio=1.0),
+    'random_erasing': augment.RandomErasing(ratio=1.0),
     'time_shift': True,
     'spec_augment': augment.SpecAugment(frequency_width=4, time_width=9),
 }
@@ -230,7 +269,7 @@ def test_training_alone_is_augmented_and_its_own_modality_alone(name):
     plain = Preprocess(convention='stored', num_mel_bins=8, flip=False)
     changing = Preprocess(convention='stored', num_mel_bins=8, flip=False, **{name: CHANGING[name]})
     wanted, seen = plain(given, train=True), changing(given, train=True)
-    own = 'video' if name == 'color_jitter' else 'audio'
+    own = 'audio' if name in ('time_shift', 'spec_augment') else 'video'
     for m in wanted:
         assert np.array_equal(seen[m], wanted[m]) == (m != own)
         np.testing.assert_array_equal(changing(given, train=False)[m], plain(given, train=False)[m])
@@ -248,6 +287,10 @@ def test_settings_out_of_range_are_refused():
         augment.ColorJitter(drop_ratio=2)
     with pytest.raises(ValueError, match=r'hue .* \[0, 0.5\]; got 0.7'):
         augment.ColorJitter(hue=0.7)
+    with pytest.raises(ValueError, match=r'ratio of random erasing .* \[0, 1\]; got 2'):
+        augment.RandomErasing(ratio=2)
+    with pytest.raises(ValueError, match=r'area of random erasing .* got \(0.5, 0.1\)'):
+        augment.RandomErasing(area=(0.5, 0.1))
     with pytest.raises(ValueError, match='time_masks of SpecAugment must not be below 0; got -1'):
         augment.SpecAugment(time_masks=-1)
     with pytest.raises(ValueError, match=r'\[0, 1\]; got 1.5'):

@@ -365,6 +365,8 @@ def test_what_is_frozen_must_be_there_and_leave_something():
         freeze('encoder/video/layer_2/')
     with pytest.raises(ValueError, match='nothing to train'):
         freeze('')
+    with pytest.raises(ValueError, match=r"frozen: 'head\(' is no regular expression"):
+        optimizer_lib.tailored(optimizer_lib.sgd(lambda step: 0.1), frozen=('head(',))
     np.testing.assert_array_equal(
         freeze('encoder/video/layer_1/')['encoder']['video']['layers']['mlp']['kernel'], [False, True]
     )
