@@ -87,7 +87,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     from avmae_jax.models.sizes import Size
     from avmae_jax.models.tokenizers import VideoTokenizer
     from avmae_jax.objectives import Objective, Reconstruction, Target
-    from avmae_jax.training.step import compiler_options
+    from avmae_jax.training.step import compile_on
 
     compute = Compute(dtype=args.dtype, scan=args.scan)
     sizes = [Size(*numbers) for numbers in SHAPES[args.size]]
@@ -101,7 +101,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     batch = {'video': jax.numpy.asarray(inputs(args))}
     state = init(jax.random.key(0), batch)
     began = time.perf_counter()
-    compiled = step.lower(state, batch).compile(compiler_options=compiler_options(platform))
+    compiled = compile_on(step.trace(state, batch), platform)
     compile_seconds = time.perf_counter() - began
 
     def one_step() -> float:

@@ -31,8 +31,9 @@ from avmae_jax.models.encoders import ENCODERS
 from avmae_jax.models.sizes import Size
 from avmae_jax.models.tokenizers import AudioTokenizer, VideoTokenizer
 from avmae_jax.objectives import TERMS, Objective
+from avmae_jax.ops.attention import IMPLEMENTATIONS
 from avmae_jax.training.optimizer import adam
-from avmae_jax.training.step import compiler_options
+from avmae_jax.training.step import compile_on
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +62,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--scan', action=argparse.BooleanOptionalAction, default=False, help='layers as one loop: for deep models')
     add('--donate', action=argparse.BooleanOptionalAction, help='reuse the memory of the old state; not so on CPU')
     add('--remat', choices=REMAT, default='none')
-    add('--attention', choices=('auto', 'xla', 'cudnn'), default='auto')
+    add('--attention', choices=IMPLEMENTATIONS, default='auto')
     add('--steps', type=int, default=20, help='steps that are timed, after three that are not')
     arguments = parser.parse_args(argv)
     for name, sizes, wanted in (
@@ -167,8 +168,9 @@ def peak_bytes(compiled: Any) -> int:
 
 
 def count_flops(arguments: argparse.Namespace) -> float:
-    """XLA's count for the step with layers written out and no rematerialisation, before it optimises."""
-    model, objective, inputs = build(argparse.Namespace(**{**vars(arguments), 'scan': False, 'remat': 'none'}))
+    """XLA's count for the step with layers and attention written out and no rematerialisation, before it optimises."""
+    written_out = {'scan': False, 'remat': 'none', 'attention': 'xla'}
+    model, objective, inputs = build(argparse.Namespace(**{**vars(arguments), **written_out}))
     init, step = make_step(model, objective)
     lowered = step.lower(jax.eval_shape(init, jax.random.key(0), inputs), inputs)
     return float(lowered.cost_analysis()['flops'])
@@ -182,7 +184,7 @@ def main() -> None:
     init, step = make_step(model, objective, donate)
     shapes = jax.eval_shape(init, jax.random.key(0), inputs)
     start, cpu_start = time.perf_counter(), time.process_time()
-    compiled = step.lower(shapes, inputs).compile(compiler_options=compiler_options(jax.default_backend()))
+    compiled = compile_on(step.trace(shapes, inputs), jax.default_backend())
     compile_seconds, compile_cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     state = init(jax.random.key(0), inputs)
     losses = []

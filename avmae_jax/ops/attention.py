@@ -1,10 +1,11 @@
-"""Dot-product attention: plain, and the fused kernel of the backend where it applies."""
+"""Dot-product attention: plain, head by head, and the fused kernel of the backend where it applies."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -15,16 +16,19 @@ from jaxtyping import Float
 from avmae_jax.ops.dims import split_along
 from avmae_jax.structs import Array
 
-IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
+IMPLEMENTATIONS = ('auto', 'xla', 'blockwise', 'cudnn', 'splash')
 LANES = 128  # Of a TPU; sequences are padded to a multiple.
 SPLASH_BLOCKS = (1024, 512, 384, 256, 128)
 SPLASH_TOKENS = 768  # From here on splash takes over on TPU, see docs/performance.md.
+BLOCKWISE_TOKENS = 512  # And blockwise on CPU.
+BLOCK_QUERIES = 1024  # At a time, of one head.
 
 
 def pick_implementation(implementation: str, dtype: jnp.dtype, num_tokens: int, head_width: int) -> str:
     """Settles 'auto' by the devices that the step is compiled for.
 
-    cuDNN's fused kernel on NVIDIA GPUs in half precision, splash on TPU for long sequences, plain XLA otherwise.
+    cuDNN's fused kernel on NVIDIA GPUs in half precision, for long sequences splash on TPU and blockwise on CPU, plain
+    XLA otherwise.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f'attention must be one of {IMPLEMENTATIONS}; got {implementation!r}.')
@@ -33,6 +37,8 @@ def pick_implementation(implementation: str, dtype: jnp.dtype, num_tokens: int, 
     platform = target_platform()
     if platform == 'tpu':
         return 'splash' if num_tokens >= SPLASH_TOKENS and head_width <= LANES else 'xla'
+    if platform == 'cpu':
+        return 'blockwise' if num_tokens >= BLOCKWISE_TOKENS else 'xla'
     if platform != 'gpu' or not suits_cudnn(dtype, head_width):
         return 'xla'
     if jax.default_backend() != 'gpu':  # A plan, which asks for GPUs that have it.
@@ -90,12 +96,79 @@ def self_attention(qkv: Float[Array, 'b n h 3 e'], implementation: str = 'auto')
         return of_jax(qkv, 'cudnn')
     if picked == 'splash':
         return on_each_device(_splash, qkv)
+    if picked == 'blockwise':
+        return on_each_device(_blockwise, qkv)
     # One transposition for all three, and, in the gradient, one concatenation.
     query, key, value = (part[0] for part in jax.lax.split(qkv.transpose(3, 0, 2, 1, 4), (1, 1, 1), axis=0))
     # Logits and their normalisation in float32: in bfloat16 neighbouring logits become equal and sums drift.
     logits = jnp.einsum('bhne,bhme->bhnm', query, key, preferred_element_type=jnp.float32)
     weights = softmax(logits * qkv.shape[-1] ** -0.5).astype(value.dtype)
     return jnp.einsum('bhnm,bhme->bhne', weights, value).transpose(0, 2, 1, 3)
+
+
+def _blockwise(qkv: Float[Array, 'b n h 3 e']) -> Float[Array, 'b n h e']:
+    """One head after the other, and in it BLOCK_QUERIES queries: logits stay in a CPU's cache and are not kept.
+
+    The gradient computes them once more, as FlashAttention does (Dao et al. 2022, algorithm 4).
+    """
+    rows, num_tokens, num_heads = qkv.shape[:3]
+    heads = qkv.transpose(0, 2, 3, 1, 4).reshape(rows * num_heads, 3, num_tokens, -1)
+    out = jax.lax.map(lambda head: _one_head(head, BLOCK_QUERIES), heads)
+    return out.reshape(rows, num_heads, num_tokens, -1).transpose(0, 2, 1, 3)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _one_head(qkv: Float[Array, '3 n e'], block: int) -> Float[Array, 'n e']:
+    return _one_head_forward(qkv, block)[0]
+
+
+def _one_head_forward(qkv, block):
+    query, key, value = qkv
+
+    def of_some(queries):
+        logits = _product(queries, key.T)
+        largest = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return _product(weights.astype(value.dtype), value) / total, largest + jnp.log(total)
+
+    blocks = jax.lax.map(of_some, _in_blocks(query * query.shape[-1] ** -0.5, block))
+    out, log_total = (x.reshape(-1, x.shape[-1])[: query.shape[0]] for x in blocks)
+    out = out.astype(value.dtype)
+    return out, (qkv, out, log_total)
+
+
+def _one_head_backward(block, kept, gradient):
+    (query, key, value), out, log_total = kept
+    scale = query.shape[-1] ** -0.5
+    mean = jnp.sum(gradient * out, axis=-1, keepdims=True, dtype=jnp.float32)
+
+    def of_some(sums, parts):
+        queries, gradients, log_totals, means = parts
+        weights = jnp.exp(_product(queries, key.T) - log_totals)
+        of_logits = (weights * (_product(gradients, value.T) - means)).astype(key.dtype)
+        of_key, of_value = sums
+        sums = of_key + _product(of_logits.T, queries), of_value + _product(weights.astype(value.dtype).T, gradients)
+        return sums, _product(of_logits, key)
+
+    zeros = jnp.zeros(key.shape, jnp.float32)
+    # Queries that fill up the last block have a gradient of zero, and add nothing.
+    parts = tuple(_in_blocks(x, block) for x in (query * scale, gradient, log_total, mean))
+    (of_key, of_value), of_query = jax.lax.scan(of_some, (zeros, zeros), parts)
+    of_query = of_query.reshape(-1, query.shape[-1])[: query.shape[0]] * scale
+    return (jnp.stack([of_query, of_key, of_value]).astype(query.dtype),)
+
+
+_one_head.defvjp(_one_head_forward, _one_head_backward)
+
+_product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def _in_blocks(x: Float[Array, 'n e'], block: int) -> Float[Array, 'blocks block e']:
+    """Of equal size, at most `block` rows each; the last is filled up with zeros."""
+    num_blocks = -(-x.shape[0] // block)
+    rows = -(-x.shape[0] // num_blocks)
+    return jnp.pad(x, ((0, num_blocks * rows - x.shape[0]), (0, 0))).reshape(num_blocks, rows, -1)
 
 
 def of_jax(qkv: Float[Array, 'b n h 3 e'], implementation: Literal['cudnn', 'xla']) -> Float[Array, 'b n h e']:

@@ -104,16 +104,33 @@ def make_train_step(
     return train_step
 
 
-def compiler_options(platform: str) -> dict[str, Any]:
-    """Settings of XLA that a step is compiled with; figures are in docs/performance.md."""
+CPU_HEAP_BYTES = 30_000_000  # glibc's malloc keeps blocks of up to 32 MiB for the next step.
+
+
+def compile_on(traced: jax.stages.Traced, platform: str) -> jax.stages.Compiled:
+    """Compiles for devices of `platform` with the settings of XLA that suit a step; figures: docs/performance.md."""
+    options: dict[str, Any] = {}
     if platform == 'cpu':
         # LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster.
-        return {'xla_backend_optimization_level': 1}
+        options['xla_backend_optimization_level'] = 1
+        # One block of memory for all temporaries is given back after each step, and its pages are cleared again.
+        if largest_array(traced.jaxpr) <= CPU_HEAP_BYTES:  # XLA warns of every larger one.
+            options['xla_multiheap_size_constraint_per_heap'] = CPU_HEAP_BYTES
     if platform == 'tpu':
         # Weights are gathered whole before a product. Left alone the compiler makes products in as many pieces as there
         # are shards, each of which reads and writes the sum of the tokens once more.
-        return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': 1_000_000}
-    return {}
+        options['xla_jf_spmd_threshold_for_windowed_einsum_mib'] = 1_000_000
+    return traced.lower().compile(compiler_options=options)
+
+
+def largest_array(jaxpr: Any) -> int:
+    """Bytes of the largest array that a traced function computes, those of loops and calls within it included."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [variable.aval.size * variable.aval.dtype.itemsize for variable in equation.outvars]
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, 'eqns'))
+        sizes += [largest_array(value) for value in inner if hasattr(value, 'eqns')]
+    return max(sizes)
 
 
 def jit_train_step(
@@ -135,4 +152,4 @@ def jit_train_step(
     )
     step = jax.ShapeDtypeStruct((), jnp.int32)
     platform = batch_sharding.mesh.devices.flat[0].platform
-    return jitted.lower(state, batch, step).compile(compiler_options=compiler_options(platform))
+    return compile_on(jitted.trace(state, batch, step), platform)

@@ -31,8 +31,9 @@ def pick(implementation='auto', num_tokens=2000, head_width=64):
     return attention.pick_implementation(implementation, jnp.dtype('bfloat16'), num_tokens, head_width)
 
 
-def test_on_cpu_auto_means_plain_xla():
-    assert pick() == 'xla'
+def test_on_cpu_auto_means_plain_xla_and_blockwise_for_long_sequences():
+    assert pick(num_tokens=300) == 'xla'
+    assert pick() == 'blockwise'
     assert pick('cudnn') == 'cudnn'
     with pytest.raises(ValueError, match='attention must be one of'):
         pick('flash')
@@ -57,24 +58,55 @@ def test_it_is_settled_by_the_devices_that_are_compiled_for(monkeypatch):
             assert pick() == ('cudnn' if installed else 'xla')
             assert attention.pick_implementation('auto', jnp.dtype('float32'), 300, 64) == 'xla'
     with devices_of('cpu'):
-        assert pick() == 'xla'
+        assert pick() == 'blockwise'
+
+
+def value_and_gradient(implementation, qkv, probe):
+    def loss(x):
+        out = attention.self_attention(x, implementation)
+        return (out * probe).sum(), out
+
+    (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv)
+    return out, gradient
 
 
 @pytest.mark.parametrize(('num_tokens', 'head_width'), [(1, 64), (130, 16), (384, 80)])
-def test_splash_computes_what_plain_attention_computes_and_so_do_its_gradients(num_tokens, head_width):
+@pytest.mark.parametrize('implementation', ['blockwise', 'splash'])
+def test_other_kernels_compute_what_plain_attention_computes_and_so_do_their_gradients(
+    implementation, num_tokens, head_width, monkeypatch
+):
+    monkeypatch.setattr(attention, 'BLOCK_QUERIES', 100)  # 2 x 65 and 4 x 96, and of 130 none is filled up.
     qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, num_tokens, 2, 3, head_width)).astype(np.float32))
     probe = jnp.asarray(np.random.default_rng(1).normal(size=(2, num_tokens, 2, head_width)).astype(np.float32))
-
-    def value_and_gradient(implementation):
-        def loss(x):
-            out = attention.self_attention(x, implementation)
-            return (out * probe).sum(), out
-
-        (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv)
-        return out, gradient
-
-    for ours, plain in zip(value_and_gradient('splash'), value_and_gradient('xla'), strict=True):
+    for ours, plain in zip(
+        value_and_gradient(implementation, qkv, probe), value_and_gradient('xla', qkv, probe), strict=True
+    ):
         np.testing.assert_allclose(ours, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize('block', [3, 10, 11, 50])
+def test_blocks_of_queries_may_have_any_length(block, monkeypatch):
+    qkv = jax.random.normal(jax.random.key(0), (1, 11, 2, 3, 4))
+    probe = jax.random.normal(jax.random.key(1), (1, 11, 2, 4))
+    monkeypatch.setattr(attention, 'BLOCK_QUERIES', block)
+    for ours, plain in zip(
+        value_and_gradient('blockwise', qkv, probe), value_and_gradient('xla', qkv, probe), strict=True
+    ):
+        np.testing.assert_allclose(ours, plain, atol=2e-6)
+
+
+def test_blockwise_in_bfloat16_is_as_near_to_float32_as_plain_attention_is():
+    qkv = jax.random.normal(jax.random.key(0), (2, 50, 2, 3, 24))
+    exact = attention.self_attention(qkv, 'xla')
+    plain, ours = (attention.self_attention(qkv.astype(jnp.bfloat16), name) for name in ('xla', 'blockwise'))
+    assert ours.dtype == jnp.bfloat16
+    assert jnp.abs(ours - exact).max() <= 1.5 * jnp.abs(plain - exact).max()
+
+
+def test_blockwise_keeps_no_logits_for_the_gradient():
+    qkv = jnp.ones((1, 64, 1, 3, 4))
+    _, backward = jax.vjp(lambda x: attention.self_attention(x, 'blockwise'), qkv)
+    assert max(leaf.size for leaf in jax.tree.leaves(backward)) <= qkv.size
 
 
 @pytest.mark.parametrize('num_tokens', [4, 5])
