@@ -11,7 +11,7 @@ from etils import epath
 
 from avmae_jax.evaluation import tables
 from avmae_jax.exports.trained import Trained, describe_preprocessing
-from avmae_jax.weights.huggingface import CONFIG_FILE
+from avmae_jax.weights.huggingface_files import CONFIG_FILE
 
 NORMALISED = ('huggingface', 'scenic')  # Formats whose models are not shown media, but what is made of them.
 TO_FILL = 'TODO'  # What only the people who publish the model can say.

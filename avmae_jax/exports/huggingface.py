@@ -32,8 +32,10 @@ from avmae_jax.models.encoders import EarlyEncoder, SeparateEncoder, SharedEncod
 from avmae_jax.models.sizes import Size
 from avmae_jax.ops import positions
 from avmae_jax.structs import Modality
-from avmae_jax.weights import huggingface, safetensors
-from avmae_jax.weights.huggingface import CONFIG_FILE, HEAD, KINDS, PREPROCESSOR_FILE
+from avmae_jax.weights import safetensors
+from avmae_jax.weights.huggingface import KINDS
+from avmae_jax.weights.huggingface_files import CONFIG_FILE, DEFAULTS, PREPROCESSOR_FILE
+from avmae_jax.weights.imported import HEAD
 from avmae_jax.weights.scenic_avmae import dump_rows
 
 ACTIVATIONS = {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu'}
@@ -95,7 +97,7 @@ def convert(stream: Stream, name: str, trained: Trained) -> tuple[dict[str, Any]
     kind = KINDS[name]
     params = stream.params if whole else {n: value for n, value in stream.params.items() if not n.startswith('head_')}
     arrays = dump_rows(kind.rows(stream.model, shapes), params)
-    made = kind.build({**huggingface.DEFAULTS[kind.model_type], **config}, arrays, stream.model.encoder.compute)
+    made = kind.build({**DEFAULTS[kind.model_type], **config}, arrays, stream.model.encoder.compute)
     found = difference(stream.model, made.model)
     if found:
         raise ValueError(f'{found}.')

@@ -4,7 +4,7 @@
 
 Each class has a function that makes our model of its config.json, and a table of their names, those of the published
 files. Newer versions of the library call some of them otherwise in memory, and a few in files too; `published_names`
-brings these back first. Reversed (`Row.reverse`) the tables lead from our parameters to theirs.
+(`huggingface_files.py`) brings these back first. Reversed (`Row.reverse`), tables lead from our parameters to theirs.
 
     ViTMAEForPreTraining             an autoencoder of images
     VideoMAEForPreTraining           an autoencoder of video
@@ -21,15 +21,12 @@ so its positions change places; a bias that keys do not have is one of zero, whi
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from avmae_jax.models.autoencoder import MaskedAutoencoder
@@ -39,53 +36,46 @@ from avmae_jax.models.decoders import SharedDecoder
 from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.sizes import Architecture, Size
 from avmae_jax.models.tokenizers import AudioTokenizer, ImageTokenizer, Tokenizer, VideoTokenizer
-from avmae_jax.ops import positions
 from avmae_jax.structs import Modality
-from avmae_jax.weights import files
+from avmae_jax.weights import bounds
+from avmae_jax.weights.huggingface_files import (
+    AST,
+    CONFIG_FILE,
+    published_names,
+    read_arrays,
+    read_config,
+    read_preprocessor,
+)
 from avmae_jax.weights.imported import HEAD, Imported, silent_head
-from avmae_jax.weights.scenic_avmae import VECTOR, load_rows, row
+from avmae_jax.weights.scenic_avmae import load_rows, row
 from avmae_jax.weights.table import (
     Arrays,
     Row,
-    Transform,
-    as_float32,
     chain,
-    constant,
-    few,
     join_columns,
     layers_of,
-    of_shape,
     permute,
     reshape,
     shape_of,
     transpose,
 )
+from avmae_jax.weights.torch_rows import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TORCH_EPSILON,
+    Made,
+    crop,
+    fixed_2d,
+    frequency_first,
+    is_fixed,
+    keyless,
+    linear_rows,
+    norm_rows,
+    position_rows,
+    token_row,
+)
 
-CONFIG_FILE, INDEX_FILE, PREPROCESSOR_FILE = 'config.json', 'model.safetensors.index.json', 'preprocessor_config.json'
-MAX_JSON_BYTES = 2**24  # The index of a model of some thousands of arrays has less than 2**20.
-MAX_NUMBER = float(np.finfo(np.float32).max)
 GELUS = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
-# Their own defaults, of `torch.nn.LayerNorm` and of VideoMAE's loss.
-TORCH_EPSILON = 1e-5
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What stands in their config.json although it is the default of the library may be left out there.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    'vit': dict(
-        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, hidden_act='gelu',
-        layer_norm_eps=1e-12, image_size=224, patch_size=16, num_channels=3, qkv_bias=True, pooler_act='tanh',
-    ),
-}  # fmt: skip
-DEFAULTS['vit_mae'] = DEFAULTS['vit'] | dict(
-    decoder_num_attention_heads=16, decoder_hidden_size=512, decoder_num_hidden_layers=8,
-    decoder_intermediate_size=2048, mask_ratio=0.75, norm_pix_loss=False,
-)  # fmt: skip
-DEFAULTS['videomae'] = DEFAULTS['vit'] | dict(
-    num_frames=16, tubelet_size=2, qv_bias=True, use_mean_pooling=True, decoder_num_attention_heads=6,
-    decoder_hidden_size=384, decoder_num_hidden_layers=4, decoder_intermediate_size=1536, norm_pix_loss=True,
-)  # fmt: skip
-AST = 'audio-spectrogram-transformer'
-DEFAULTS[AST] = DEFAULTS['vit'] | dict(frequency_stride=10, time_stride=10, max_length=1024, num_mel_bins=128)
-
 
 # -- Reading --
 
@@ -93,7 +83,7 @@ DEFAULTS[AST] = DEFAULTS['vit'] | dict(frequency_stride=10, time_stride=10, max_
 def read(path: epath.PathLike, compute: Compute, given: Mapping[str, str] | None = None) -> Imported:
     """The model in a directory; ValueError names the file and what is wrong."""
     folder = epath.Path(path)
-    config = read_config(folder)
+    config = read_config(folder, {name: kind.model_type for name, kind in KINDS.items()})
     try:
         kind = KINDS[config['architectures'][0]]
         arrays = published_names(read_arrays(folder))
@@ -120,145 +110,13 @@ def read(path: epath.PathLike, compute: Compute, given: Mapping[str, str] | None
     )
 
 
-def read_config(folder: epath.Path) -> dict[str, Any]:
-    """config.json with the defaults of its class."""
-    file = folder / CONFIG_FILE
-    config = _read_json(file)
-    names = config.get('architectures')
-    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or names[0] not in KINDS:
-        raise ValueError(f'{file}: architectures is {names!r:.80}, and read are {", ".join(KINDS)}.')
-    model_type = KINDS[names[0]].model_type
-    if config.get('model_type', model_type) != model_type:
-        raise ValueError(f'{file}: model_type is {config["model_type"]!r}, and that of {names[0]} is {model_type!r}.')
-    config = DEFAULTS[model_type] | config
-    for name, default in DEFAULTS[model_type].items():
-        fits = isinstance(config[name], type(default)) and isinstance(config[name], bool) == isinstance(default, bool)
-        pair = name in ('image_size', 'patch_size') and isinstance(config[name], list)
-        if not fits and not pair and not (isinstance(default, float) and isinstance(config[name], int)):
-            raise ValueError(f'{file}: {name} is {config[name]!r}, where a {type(default).__name__} was due.')
-        if isinstance(default, float) and not (_is_number(config[name]) and config[name] >= 0):
-            raise ValueError(f'{file}: {name} is {config[name]}, where a number, 0 or above, was due.')
-        if fits and not isinstance(default, bool | str | float) and not 0 < config[name] < 2**20:
-            raise ValueError(f'{file}: {name} is {config[name]}, where a size was due.')
-    return config
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that float32 holds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
-
-
-def _read_json(file: epath.Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f'{file} is not there: a model of Hugging Face is a folder with {CONFIG_FILE} in it.')
-    if file.stat().length > MAX_JSON_BYTES:
-        raise ValueError(f'{file} has {file.stat().length:,} bytes, and at most {MAX_JSON_BYTES:,} are read.')
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{file} is no JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{file} holds no settings by name.')
-    return content
-
-
-def read_arrays(folder: epath.Path) -> Arrays:
-    """The arrays of *.safetensors by name: of one file, or of the shards that an index names."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        found = sorted(folder.glob('*.safetensors'))
-        if len(found) != 1:
-            raise ValueError(
-                f'{len(found)} files *.safetensors and no {INDEX_FILE}: one file, or an index of several, is read '
-                '(pytorch_model.bin is not: save the model with safe_serialization=True).'
-            )
-        return files.read_arrays(found[0])
-    place = _read_json(index).get('weight_map')
-    if not isinstance(place, dict) or not place:
-        raise ValueError(f'{INDEX_FILE} has no weight_map.')
-    arrays: Arrays = {}
-    for name in sorted(set(map(str, place.values()))):
-        if not re.fullmatch(r'[\w.-]+\.safetensors', name):
-            raise ValueError(f'{INDEX_FILE} names {name!r}, which is no file *.safetensors beside it.')
-        shard = files.read_arrays(folder / name)
-        wrong = sorted(one for one in shard if place.get(one) != name)
-        if wrong:
-            raise ValueError(f'{name} holds {few(wrong)}, and {INDEX_FILE} says otherwise.')
-        arrays |= shard
-    missing = sorted(set(place) - set(arrays))
-    if missing:
-        raise ValueError(f'{INDEX_FILE} names {few(missing)}, which its files do not hold.')
-    return arrays
-
-
-# Names in memory, and in files of transformers 5, -> names of the published files.
-OTHER_NAMES = (
-    (r'(^|\.)decoder\.decoder_encoder\.layer\.', r'\1decoder.decoder_layers.'),
-    (r'(^|\.)layers\.(\d+\.)', r'\1encoder.layer.\2'),
-    (r'\.attention\.q_proj\.', '.attention.attention.query.'),
-    (r'\.attention\.k_proj\.', '.attention.attention.key.'),
-    (r'\.attention\.v_proj\.', '.attention.attention.value.'),
-    (r'\.attention\.o_proj\.', '.attention.output.dense.'),
-    (r'\.mlp\.fc1\.', '.intermediate.dense.'),
-    (r'\.mlp\.fc2\.', '.output.dense.'),
-)
-VIDEOMAE_NAMES = (
-    (r'\.attention\.attention\.query\.bias$', '.attention.attention.q_bias'),
-    (r'\.attention\.attention\.value\.bias$', '.attention.attention.v_bias'),
-)
-
-
-def published_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays under the names that published files have, whichever version of the library wrote them."""
-    keyless = not any(re.search(r'(attention\.key|k_proj)\.bias$', name) for name in arrays)
-    named: Arrays = {}
-    for name, array in as_float32(arrays).items():
-        for theirs, ours in (*OTHER_NAMES, *(VIDEOMAE_NAMES if keyless else ())):
-            name = re.sub(theirs, ours, name)
-        if name in named:
-            raise ValueError(f'{name} is there under two names.')
-        named[name] = array
-    return named
-
-
 def without_ignored(arrays: Arrays, ignored: Mapping[str, str]) -> tuple[Arrays, dict[str, str]]:
     """The arrays without those that nobody needs, and these with the reason."""
     dropped = {name: ignored[name] for name in arrays if name in ignored}
     return {name: array for name, array in arrays.items() if name not in dropped}, dropped
 
 
-def read_preprocessor(folder: epath.Path, modality: Modality) -> dict[str, Any]:
-    """What preprocessor_config.json says of pixels or sound, in terms of our configs; {} where it is not there."""
-    file = folder / PREPROCESSOR_FILE
-    if not file.is_file():
-        return {}
-    content = _read_json(file)
-    if modality != 'audio':
-        mean, std = content.get('image_mean'), content.get('image_std')
-        if not content.get('do_normalize', True):
-            mean, std = [0.0] * 3, [1.0] * 3
-        if mean is None or std is None:
-            return {}
-        found = {'preprocess.rgb_mean': mean, 'preprocess.rgb_std': std}
-        for name, values in (('image_mean', mean), ('image_std', std)):
-            if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
-                raise ValueError(f'{file}: {name} is {values!r:.80}, where a list of three numbers was due.')
-        if not all(x > 0 for x in std):
-            raise ValueError(f'{file}: image_std is {std}, where three numbers above 0 were due.')
-        return found
-    found = {'preprocess.convention': 'kaldi'}
-    mean, std = content.get('mean', -4.2677393), content.get('std', 4.5689974)
-    if not _is_number(mean) or not _is_number(std) or std <= 0:
-        raise ValueError(f'{file}: mean and std are {mean!r:.80} and {std!r:.80}, where numbers were due, std above 0.')
-    if not content.get('do_normalize', True):
-        mean, std = 0.0, 0.5
-    # AST divides by twice the deviation.
-    return found | {'preprocess.audio_mean': float(mean), 'preprocess.audio_std': 2 * float(std)}
-
-
 # -- Models --
-
-MAX_TOKENS = 2**17  # Of a video, whose positions no file tells; VideoMAE has 1,568.
 
 
 def check_sizes(config: Mapping[str, Any], arrays: Arrays, kind: Kind) -> None:
@@ -274,8 +132,10 @@ def check_sizes(config: Mapping[str, Any], arrays: Arrays, kind: Kind) -> None:
     if kind.model_type == 'videomae':
         shape = (*shape[:2], config['tubelet_size'], *patch)
         tokens = (tokens - 1) * (config['num_frames'] // config['tubelet_size'])
-        if not 0 < tokens <= MAX_TOKENS:
-            raise ValueError(f'{CONFIG_FILE} makes {tokens} tokens of a video, and at most {MAX_TOKENS} are read.')
+        if not 0 < tokens <= bounds.MAX_TOKENS:
+            raise ValueError(
+                f'{CONFIG_FILE} makes {tokens} tokens of a video, and at most {bounds.MAX_TOKENS} are read.'
+            )
     wanted = {f'{embeddings}.patch_embeddings.projection.weight': shape}
     if kind.model_type != 'videomae':
         wanted[f'{embeddings}.position_embeddings'] = (1, tokens, config['hidden_size'])
@@ -296,15 +156,6 @@ def check_sizes(config: Mapping[str, Any], arrays: Arrays, kind: Kind) -> None:
         found = len(layers_of(f'{name}.{{layer}}.layernorm_before.weight', arrays))
         if found != depth:
             raise ValueError(f'there are {found} layers {name}, and by {CONFIG_FILE} there would be {depth}.')
-
-
-class Made(NamedTuple):
-    """What config.json and the names of arrays make; the attributes are those of `Imported`."""
-
-    model: MaskedAutoencoder | Classifier
-    shapes: dict[Modality, tuple[int, ...]]
-    settings: dict[str, Any]
-    classes: tuple[str, ...] | None = None
 
 
 def architecture_of(config: Mapping[str, Any], bias: str = 'qkv_bias') -> Architecture:
@@ -358,17 +209,6 @@ def build_head(config: Mapping[str, Any], arrays: Arrays, bias: str) -> tuple[di
     return {HEAD: count}, names
 
 
-def is_fixed(arrays: Arrays, name: str, table: np.ndarray) -> bool:
-    """Whether a stored table of positions, class token in front, is the fixed one, with nothing for the token."""
-    wanted = np.concatenate([np.zeros_like(table[:1]), table])[None]
-    return shape_of(arrays, name, 3) == wanted.shape and np.allclose(arrays[name], wanted, rtol=0, atol=1e-5)
-
-
-def fixed_2d(grid: Sequence[int], width: int) -> np.ndarray:
-    """The fixed table of the image MAE; nothing like it where the width has no such table."""
-    return np.full((1, 1), np.nan, np.float32) if width % 4 else positions.sincos_grid(grid, width)
-
-
 def build_vit_mae(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
     (height, width), patch = picture_of(config)
     grid, architecture = (height // patch[0], width // patch[1]), architecture_of(config)
@@ -394,11 +234,6 @@ def build_vit_mae(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -
         f'{target}.convention': 'mae',
     }
     return Made(model, {'image': (height, width, 3)}, settings)
-
-
-def crop(modality: Modality, height: int, width: int) -> dict[str, Any]:
-    """The size of pictures, if a config can tell it: ours are square."""
-    return {f'{modality}.crop_size': height} if height == width else {}
 
 
 def build_vit(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Made:
@@ -507,20 +342,6 @@ def build_ast(config: Mapping[str, Any], arrays: Arrays, compute: Compute) -> Ma
 # -- Tables --
 
 
-def norm_rows(theirs: str, ours: str) -> list[Row]:
-    return [row(f'{theirs}.weight', f'{ours}/scale'), row(f'{theirs}.bias', f'{ours}/bias')]
-
-
-def linear_rows(theirs: str, ours: str, bias: bool = True) -> list[Row]:
-    rows = [row(f'{theirs}.weight', f'{ours}/kernel', transpose())]
-    return [*rows, row(f'{theirs}.bias', f'{ours}/bias')] if bias else rows
-
-
-def keyless() -> Transform:
-    """Biases of queries and values, between which one of zero comes for keys; backwards that of keys is dropped."""
-    return Transform(lambda arrays: [arrays[0], 0 * arrays[0], arrays[1]], lambda arrays: [arrays[0], arrays[2]])
-
-
 def layer_rows(theirs: str, ours: str, size: Size, key_bias: bool = True) -> list[Row]:
     """One layer of theirs is one Block of ours."""
     width, heads = size.width, (size.num_heads, size.width // size.num_heads)
@@ -560,30 +381,6 @@ def stem_rows(theirs: str, ours: str, tokenizer: Tokenizer, width: int) -> list[
     ]
 
 
-def position_rows(theirs: str, ours: str, kind: str, grid: Sequence[int], width: int) -> list[Row]:
-    """A table with the class token in front; the fixed ones of the image MAE have zeros for it."""
-    if kind == 'learned':
-        return [row(theirs, ours, reshape((1, -1, width), (-1, width)))]
-    table = fixed_2d(grid, width)
-    return [Row((theirs,), (), constant(np.concatenate([np.zeros_like(table[:1]), table])[None]))]
-
-
-def frequency_first(grid: Sequence[int], in_front: int, width: int) -> Transform:
-    """AST's table, whose places run over frequency first, as ours, which run over time first."""
-    time, frequency = grid
-
-    def forward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        table = of_shape(arrays[0], (1, in_front + time * frequency, width))[0]
-        places = table[in_front:].reshape(frequency, time, width).swapaxes(0, 1)
-        return [np.concatenate([table[:in_front], places.reshape(-1, width)])]
-
-    def backward(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        places = of_shape(arrays[0], (-1, width))[in_front:].reshape(time, frequency, width).swapaxes(0, 1)
-        return [np.concatenate([arrays[0][:in_front], places.reshape(-1, width)])[None]]
-
-    return Transform(forward, backward)
-
-
 def encoder_rows(model: MaskedAutoencoder | Classifier, prefix: str, norm: str, key_bias: bool = True) -> list[Row]:
     """Stem, layers and last norm."""
     ((modality, tokenizer),) = model.tokenizers.items()
@@ -598,10 +395,6 @@ def encoder_rows(model: MaskedAutoencoder | Classifier, prefix: str, norm: str, 
         *layer_rows(f'{prefix}encoder.layer.{{layer}}', 'encoder/shared/layer_{layer}', size, key_bias),
     ]
     return rows + norm_rows(norm, 'encoder/shared/norm') if model.encoder.final_norm else rows
-
-
-def token_row(theirs: str, ours: str) -> Row:
-    return row(theirs, ours, reshape(*VECTOR))
 
 
 def vit_mae_rows(model: MaskedAutoencoder, shapes: Mapping[Modality, tuple[int, ...]]) -> list[Row]:

@@ -24,12 +24,12 @@ from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.tokenizers import AudioTokenizer
 from avmae_jax.structs import Modality
 from avmae_jax.weights import torch_blocks
-from avmae_jax.weights.huggingface import Made, frequency_first, linear_rows, norm_rows, token_row
 from avmae_jax.weights.imported import HEAD, Imported
 from avmae_jax.weights.scenic_avmae import row
 from avmae_jax.weights.table import Arrays, Row, shape_of
 from avmae_jax.weights.torch_blocks import NUM_HEADS, Given, Source
 from avmae_jax.weights.torch_mae import SOUND_SETTINGS
+from avmae_jax.weights.torch_rows import Made, frequency_first, linear_rows, norm_rows, token_row
 
 POOLINGS = ('mean', 'token')
 GIVEN = {

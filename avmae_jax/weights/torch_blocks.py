@@ -21,10 +21,10 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.sizes import Architecture, Size
 from avmae_jax.structs import Modality
 from avmae_jax.weights import files
-from avmae_jax.weights.huggingface import Made, keyless, linear_rows, norm_rows
 from avmae_jax.weights.imported import HEAD, Imported, silent_head
 from avmae_jax.weights.scenic_avmae import load_rows, row
 from avmae_jax.weights.table import Arrays, Row, chain, few, join_columns, permute, reshape, shape_of
+from avmae_jax.weights.torch_rows import Made, keyless, linear_rows, norm_rows
 
 # Width -> heads of encoders: DeiT's and ViT's tiny to huge, and the giant of VideoMAE V2.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}

@@ -28,7 +28,11 @@ from avmae_jax.models.encoders import MidEncoder
 from avmae_jax.models.tokenizers import AudioTokenizer, ImageTokenizer
 from avmae_jax.structs import Modality
 from avmae_jax.weights import torch_blocks
-from avmae_jax.weights.huggingface import (
+from avmae_jax.weights.imported import HEAD, Imported
+from avmae_jax.weights.scenic_avmae import row
+from avmae_jax.weights.table import Arrays, Row, Transform, chain, permute, reshape, shape_of, transpose
+from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, TORCH_EPSILON, Given, Source
+from avmae_jax.weights.torch_rows import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Made,
@@ -38,10 +42,6 @@ from avmae_jax.weights.huggingface import (
     norm_rows,
     token_row,
 )
-from avmae_jax.weights.imported import HEAD, Imported
-from avmae_jax.weights.scenic_avmae import row
-from avmae_jax.weights.table import Arrays, Row, Transform, chain, permute, reshape, shape_of, transpose
-from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, TORCH_EPSILON, Given, Source
 
 LETTERS = {'audio': 'a', 'image': 'v'}
 DECODER_HEADS = {512: 16}

@@ -20,7 +20,10 @@ from avmae_jax.models.encoders import SharedEncoder
 from avmae_jax.models.tokenizers import VideoTokenizer
 from avmae_jax.structs import Modality
 from avmae_jax.weights import torch_blocks
-from avmae_jax.weights.huggingface import (
+from avmae_jax.weights.imported import HEAD, Imported
+from avmae_jax.weights.table import Arrays, Row, shape_of
+from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, Given, Source
+from avmae_jax.weights.torch_rows import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Made,
@@ -29,9 +32,6 @@ from avmae_jax.weights.huggingface import (
     norm_rows,
     token_row,
 )
-from avmae_jax.weights.imported import HEAD, Imported
-from avmae_jax.weights.table import Arrays, Row, shape_of
-from avmae_jax.weights.torch_blocks import DECODER_NUM_HEADS, NUM_HEADS, Given, Source
 
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 GIVEN = {

@@ -16,7 +16,7 @@ from avmae_jax.models.blocks import Compute
 from avmae_jax.objectives import Objective, Reconstruction, Target
 from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.structs import Batch, Mask
-from avmae_jax.weights import huggingface, safetensors
+from avmae_jax.weights import huggingface, huggingface_files, safetensors
 from avmae_jax.weights.imported import table
 from avmae_jax.weights.table import apply_rows
 
@@ -217,7 +217,7 @@ def test_a_table_backwards_gives_the_file_back_bit_for_bit(tmp_path, name):
     back = apply_rows([row.reverse() for row in imported.rows], ours)
     assert set(back) == set(imported.arrays)
     assert all(np.array_equal(back[part], imported.arrays[part]) for part in back)
-    stored = huggingface.published_names(safetensors.read(tmp_path / 'model.safetensors'))
+    stored = huggingface_files.published_names(safetensors.read(tmp_path / 'model.safetensors'))
     assert all(np.array_equal(back[part], stored[part]) for part in stored) and set(stored) == set(back)
     assert 'none is left over on either side' in table(imported)
 
@@ -233,8 +233,8 @@ def test_fixed_positions_come_back_as_we_compute_them(tmp_path):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_names_in_memory_and_in_files_are_the_same_model(tmp_path, name):
     theirs = made(name)
-    stored = huggingface.published_names(safetensors.read(saved(theirs, tmp_path) / 'model.safetensors'))
-    memory = huggingface.published_names({part: x.numpy() for part, x in theirs.state_dict().items()})
+    stored = huggingface_files.published_names(safetensors.read(saved(theirs, tmp_path) / 'model.safetensors'))
+    memory = huggingface_files.published_names({part: x.numpy() for part, x in theirs.state_dict().items()})
     assert set(stored) == set(memory) and all(np.array_equal(stored[part], memory[part]) for part in stored)
 
 
@@ -260,7 +260,7 @@ def test_shards_and_their_index_are_one_file(tmp_path):
     imported = huggingface.read(tmp_path, LOOP)
     whole = read(theirs, tmp_path / 'whole')
     jax.tree.map(np.testing.assert_array_equal, imported.params, whole.params)
-    index = tmp_path / huggingface.INDEX_FILE
+    index = tmp_path / huggingface_files.INDEX_FILE
     content = json.loads(index.read_text())
     name = sorted(content['weight_map'])[0]
     for change, complaint in (
@@ -286,7 +286,7 @@ def test_what_is_no_such_model_is_refused(tmp_path):
         'classes': ({'architectures': [['x']]}, {}, r"config.json: architectures is \[\['x'\]\]"),
         'epsilon': ({'layer_norm_eps': float('nan')}, {}, 'config.json: layer_norm_eps is nan, where a number, 0 or'),
         'negative': ({'layer_norm_eps': -1e-6}, {}, 'layer_norm_eps is -1e-06'),
-        'much': ({'more': 'x' * huggingface.MAX_JSON_BYTES}, {}, 'config.json has 16,.* bytes, and at most'),
+        'much': ({'more': 'x' * huggingface_files.MAX_JSON_BYTES}, {}, 'config.json has 16,.* bytes, and at most'),
         'type': ({'model_type': 'vit'}, {}, "model_type is 'vit'"),
         'act': ({'hidden_act': 'relu'}, {}, "hidden_act is 'relu'"),
         'size': ({'hidden_size': -12}, {}, 'hidden_size is -12'),
@@ -320,7 +320,7 @@ def test_whatever_the_json_says_a_model_is_read_or_refused(
     tmp_path, broken_json, read_once, assert_read_or_refused, name
 ):
     made(name).save_pretrained(tmp_path, max_shard_size='9KB')
-    known = {*huggingface.DEFAULTS[huggingface.KINDS[name].model_type], 'architectures', 'model_type', 'id2label'}
+    known = {*huggingface_files.DEFAULTS[huggingface.KINDS[name].model_type], 'architectures', 'model_type', 'id2label'}
     read = functools.partial(huggingface.read, tmp_path, LOOP)
     contents = {'config.json': json.loads((tmp_path / 'config.json').read_text())}
     contents['config.json'] = {key: value for key, value in contents['config.json'].items() if key in known}
@@ -328,14 +328,14 @@ def test_whatever_the_json_says_a_model_is_read_or_refused(
         'do_normalize': True, 'mean': -3.0, 'std': 2.0, 'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.4, 0.5, 0.6],
     }  # fmt: skip
     if name == 'ViTMAEForPreTraining':  # Of one array as of the others.
-        contents[huggingface.INDEX_FILE] = json.loads((tmp_path / huggingface.INDEX_FILE).read_text())
-        del contents[huggingface.INDEX_FILE]['metadata']
+        contents[huggingface_files.INDEX_FILE] = json.loads((tmp_path / huggingface_files.INDEX_FILE).read_text())
+        del contents[huggingface_files.INDEX_FILE]['metadata']
     for file, content in contents.items():
         loads = 0
         for where, text in broken_json(content):
             (tmp_path / file).write_text(text, 'latin-1')
             loads += assert_read_or_refused(read, tmp_path, f'{file}: {where}')
-        assert loads or file == huggingface.INDEX_FILE
+        assert loads or file == huggingface_files.INDEX_FILE
         (tmp_path / file).write_text(json.dumps(content))
         assert assert_read_or_refused(read, tmp_path, 'whole')
 
