@@ -277,7 +277,7 @@ WRONG_FINETUNING = {
     'optimizer.end_ratio': (2.0, r'config.optimizer.end_ratio=2.0 must lie in \[0, 1\]'),
     'model.representation': (0, 'representation must be at least 1 wide'),
     'model.encoder.size.width': (0, 'width must be at least 1'),
-    'video.frame_seconds': (0.0, 'num_frames must be at least 1 and frame_seconds above 0'),
+    'video.frame_seconds': (0.0, 'frame_seconds must be above 0'),
     'video.crop.scale': ((1.3, 0.9), 'two rising factors'),
     'audio.seconds': (-1.0, 'seconds must be above 0'),
     'data.views_per_clip': (0, 'data.views_per_clip=0 must be at least 1'),
