@@ -221,13 +221,10 @@ def _check_patches(tokenizer: tokenizers.Tokenizer, modality: Modality, shape: t
 def _check_masking(
     objective: objectives.Objective, tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]
 ) -> None:
-    ratio = objective.mask_ratio[modality]
-    if not 0 <= ratio < 1:
-        raise ValueError(f'config.objective.mask_ratio.{modality}={ratio} must lie in [0, 1).')
     try:
         grid = tokenizer.grid((1, *shape))
         drawn = masking.drawn_axes(modality, objective.masking.get(modality, 'random'))
-        masking.num_hidden(int(np.prod([grid[axis] for axis in drawn])), ratio)
+        masking.num_hidden(int(np.prod([grid[axis] for axis in drawn])), objective.mask_ratio[modality])
     except ValueError as error:
         raise ValueError(f'config.objective, {modality}: {error}') from error
 

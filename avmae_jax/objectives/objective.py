@@ -56,7 +56,7 @@ class Objective:
     def __post_init__(self):
         for modality, ratio in self.mask_ratio.items():
             if not 0 <= ratio < 1:
-                raise ValueError(f'mask_ratio must lie in [0, 1); got {ratio} for {modality}.')
+                raise ValueError(f'mask_ratio.{modality} must lie in [0, 1); got {ratio}.')
             masking.drawn_axes(modality, self.masking.get(modality, 'random'))
         unknown = sorted(set(self.masking) - set(self.mask_ratio))
         if unknown:
