@@ -74,6 +74,15 @@ def test_jobs_run_side_by_side_each_on_its_share_of_the_cores(tmp_path, monkeypa
     assert jobs.deal_cores(2) == [{1, 5}, {3}] and jobs.deal_cores(4) == [{1}, {3}, {5}, {1}]
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts what it runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('interruptible')
 def test_an_interruption_stops_the_commands_and_waits_for_what_they_save(tmp_path):
     script = (
         'import signal\n'
