@@ -115,7 +115,7 @@ class RandomErasing:
             fits = (tall < height) & (wide < width)
             top, left = jnp.floor(drawn[2] * (height - tall + 1)), jnp.floor(drawn[3] * (width - wide + 1))
             tall, wide, top, left = (x[jnp.argmax(fits)] for x in (tall, wide, top, left))
-            line, column = jnp.arange(height)[:, None], jnp.arange(width)
+            line, column = jnp.arange(height)[:, None], jnp.arange(width)[None]
             inside = (line >= top) & (line < top + tall) & (column >= left) & (column < left + wide)
             erased = jnp.any(fits) & (jax.random.uniform(chosen_key) < self.ratio)
             return inside & erased, jax.random.normal(noise_key, (height, width, 3))
