@@ -263,7 +263,7 @@ def write(
     text: str,
 ) -> None:
     """The workdir, whole or not at all."""
-    place = experiment.place(config, parts, mesh_lib.make_mesh())
+    place = experiment.place(config, experiment.make_init(parts), mesh_lib.make_mesh())
     on_devices = jax.tree.map(hosts.global_array, params, place.shardings.params)
     key = jax.random.key(config['seed'])
     state = state_lib.init_from(on_devices, key, place.shardings, parts.objective.init, parts.optimizer)

@@ -497,9 +497,12 @@ class Placed(NamedTuple):
     rows: jax.NamedSharding
 
 
-def place(config: Config, parts: Parts, mesh: jax.sharding.Mesh) -> Placed:
-    """What a run will have where, without computing or allocating any of it; the devices need not be here."""
-    init = make_init(parts)
+def place(config: Config, init: Callable[[jax.Array], state_lib.TrainState], mesh: jax.sharding.Mesh) -> Placed:
+    """What a run will have where, without computing or allocating any of it; the devices need not be here.
+
+    Args:
+      init: what `make_init` gave. It is traced once, however often it is placed or run.
+    """
     shardings = rules.state_shardings(state_lib.abstract_state(init), mesh, config['parallel']['rules'])
     return Placed(state_lib.abstract_state(init, shardings), shardings, rules.batch_sharding(mesh))
 

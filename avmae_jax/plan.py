@@ -10,16 +10,15 @@
 The step is the one that `python -m avmae_jax.train` would compile there, and the compiler is the TPU's own (`pip
 install 'avmae_jax[plan]'`) or, for hosts x GPUs, jax's for NVIDIA (`'avmae_jax[cuda]'`); neither a TPU, nor a GPU, nor
 data is needed. Without config.data.path, a dataset of the catalogue is taken that the config's file is named after, or
---num_clips clips. --output gets plan.json and plan.png, and with --search search.json.
+--num_clips clips. --output gets plan.json and plan.png, and with --search all that was tried, search.json.
 
-Exit codes: 0 it fits; 1 it does not; 2 a setting is wrong.
+Exit codes: 0 it fits; 1 it does not; 2 a setting is wrong; 3 the compiler failed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import json
 import math
 import pathlib
@@ -58,6 +57,7 @@ class ExitCode(enum.IntEnum):
     FITS = 0
     DOES_NOT_FIT = 1
     SETTINGS = 2
+    COMPILER = 3
 
 
 # -- Data that nobody has prepared yet --
@@ -121,7 +121,10 @@ class Planner:
         self.title, self.config, self.source = title, config, source
         self.topology, self.price = topology, price
         self.parts = experiment.build(config, source)
-        self._given: dict[str, estimate.Memory | None] = {}
+        self.init = experiment.make_init(self.parts)  # Of a state that is the same, however it is laid out.
+        self._given: dict[str, estimate.Memory] = {}
+        self._bounds: dict[str, tuple[float | int, float]] = {}
+        self._refused: set[str] = set()
 
     def laid_out(self, layout: result.Layout) -> settings.Config:
         values: dict[str, Any] = {f'parallel.{axis}': size for axis, size in layout.mesh.items()}
@@ -139,14 +142,19 @@ class Planner:
             self.config['model']['compute']['remat'],
         )
 
-    def prepare(self, layout: result.Layout) -> tuple[settings.Config, experiment.Parts, experiment.Placed]:
-        """All that compiling needs; raises ValueError where the layout does not suit the config."""
+    def check(self, layout: result.Layout) -> tuple[settings.Config, jax.sharding.Mesh]:
+        """The config and its mesh; raises ValueError where the layout does not suit the config."""
         config = self.laid_out(layout)
-        checks.check(config, self.source)
         mesh = mesh_lib.make_mesh(**layout.mesh, devices=self.topology.devices)
+        checks.check(config, self.source)
         checks.check_devices(config, mesh)
+        return config, mesh
+
+    def prepare(self, layout: result.Layout) -> tuple[settings.Config, experiment.Parts, experiment.Placed]:
+        """All that compiling needs."""
+        config, mesh = self.check(layout)
         parts = experiment.build(config, self.source)
-        return config, parts, experiment.place(config, parts, mesh)
+        return config, parts, experiment.place(config, self.init, mesh)
 
     def given(self, config: settings.Config, parts: experiment.Parts, placed: experiment.Placed) -> estimate.Memory:
         """What the state and the batch take."""
@@ -160,46 +168,59 @@ class Planner:
 
     def bound(self, layout: result.Layout) -> tuple[float | int, float]:
         """Least bytes of HBM and seconds of a step: the state, its gradients, and the matrix products."""
+        if str(layout) not in self._bounds:
+            try:
+                self.check(layout)
+                self._bounds[str(layout)] = self._bound(layout)
+            except ValueError as error:
+                if str(error) not in self._refused:  # Many layouts are refused for the same.
+                    logging.info('Not tried: %s', error)
+                self._refused.add(str(error))
+                self._bounds[str(layout)] = math.inf, math.inf
+        return self._bounds[str(layout)]
+
+    def _bound(self, layout: result.Layout) -> tuple[float | int, float]:
         spread = f'{layout.rules} {layout.mesh}'  # The state lies alike, whatever else a layout says.
         if spread not in self._given:
-            try:
-                self._given[spread] = self.given(*self.prepare(layout))
-            except ValueError as error:
-                logging.info('%s: %s', layout, error)
-                self._given[spread] = None
+            config, mesh = self.check(layout)
+            self._given[spread] = self.given(config, self.parts, experiment.place(config, self.init, mesh))
         given = self._given[spread]
-        if given is None:
-            return math.inf, math.inf
         seconds = self.chip_flops(layout) / self.topology.chip.flops_per_second
         return given.parameters * 2 + given.optimizer + given.teacher + given.batch, seconds
 
-    def plan(self, layout: result.Layout) -> result.Plan:
-        """Compiles the step."""
-        config, parts, placed = self.prepare(layout)
-        began = time.monotonic()
-        memory = self.given(config, parts, placed)
-        step_flops = experiment.step_flops(config, parts)
-        plan = functools.partial(
-            result.Plan,
+    def uncompiled(
+        self, layout: result.Layout, config: settings.Config, parts: experiment.Parts, placed: experiment.Placed
+    ) -> result.Plan:
+        """What is known without compiling."""
+        return result.Plan(
             title=self.title,
             topology=self.topology,
             layout=layout,
             batch_size=config['batch_size'],
             num_steps=parts.length.num_steps,
             num_parameters=sum(leaf.size for leaf in jax.tree.leaves(placed.state.params)),
-            clip_flops=step_flops / config['batch_size'],
+            clip_flops=experiment.step_flops(config, parts) / config['batch_size'],
             chip_flops=self.chip_flops(layout),
+            memory=self.given(config, parts, placed),
         )
+
+    def plan(self, layout: result.Layout) -> result.Plan:
+        """Compiles the step."""
+        config, parts, placed = self.prepare(layout)
+        began = time.monotonic()
+        plan = self.uncompiled(layout, config, parts, placed)
+        memory = plan.memory
         try:
             compiled = experiment.compile_step(config, parts, self.source, placed)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:  # Whatever one layout meets, a search goes on with the next.
+            plan = dataclasses.replace(plan, compile_seconds=time.monotonic() - began)
+            logging.debug('The compiler says:', exc_info=True)
             wanted = estimate.wanted_bytes(str(error))
             if wanted is None:
-                raise
-            logging.debug('The compiler says: %s', error)
+                return dataclasses.replace(plan, failure=f'{type(error).__name__}: {str(error).strip()}')
             if wanted <= memory.limit:  # Of the temporary memory alone, the rest comes on top.
                 wanted += memory.parameters + memory.optimizer + memory.teacher
-            return plan(memory=dataclasses.replace(memory, wanted=wanted), compile_seconds=time.monotonic() - began)
+            return dataclasses.replace(plan, memory=dataclasses.replace(memory, wanted=wanted))
         seconds = time.monotonic() - began
         text = compiled.as_text()
         found = hlo.collectives(text)
@@ -207,7 +228,8 @@ class Planner:
         rows = estimate.traffic(found, list(placed.rows.mesh.devices.flat), self.topology)
         taken = estimate.step_time(self.topology, flops=self.chip_flops(layout), memory_bytes=moved, rows=rows)
         frames = config['video']['num_frames'] if 'video' in config else int('image' in config)
-        return plan(
+        return dataclasses.replace(
+            plan,
             memory=estimate.compiled_memory(memory, compiled.memory_analysis()),
             compile_seconds=seconds,
             memory_bytes=moved,
@@ -219,29 +241,44 @@ class Planner:
                 step_seconds=taken.step,
                 batch_size=config['batch_size'],
                 num_steps=parts.length.num_steps,
-                step_flops=step_flops,
+                step_flops=plan.clip_flops * config['batch_size'],
                 clip_cpu_seconds=estimate.clip_cpu_seconds(frames, config['data']['views_per_clip']),
                 price=self.price,
             ),
         )
 
     def search(self, max_compiles: int) -> list[result.Plan]:
-        """The layouts that were compiled, the best first."""
-        spread = search.meshes(len(self.topology.devices), self.topology.num_islands, rules.RULES)
-        return search.search(
-            search.layouts(spread, self.config['batch_size']),
+        """The layouts that were compiled, the best first; without any, the one that comes closest to fitting."""
+        checks.check(self.config, self.source)
+        num_chips, limit = len(self.topology.devices), self.topology.chip.memory_bytes
+        spread = search.meshes(num_chips, self.topology.num_islands, rules.RULES)
+        ways = list(search.layouts(spread, self.config['batch_size']))
+        plans = search.search(
+            ways,
             bound=self.bound,
             compile_layout=self.plan,
-            memory_limit=self.topology.chip.memory_bytes,
+            memory_limit=limit,
             max_compiles=max_compiles,
             tell=lambda plan: print(_told(plan), flush=True),
         )
+        if plans:
+            return plans
+        smallest = min((layout for way in ways for layout in way), key=lambda each: self.bound(each)[0], default=None)
+        least = math.inf if smallest is None else self.bound(smallest)[0]
+        if smallest is None or math.isinf(least):
+            raise ValueError(
+                f'No layout suits {num_chips} chips with config.batch_size={self.config["batch_size"]}: give a '
+                f'multiple of the chips, such as {-(-self.config["batch_size"] // num_chips) * num_chips}.'
+            )
+        plan = self.uncompiled(smallest, *self.prepare(smallest))
+        return [dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, wanted=float(least)))]
 
 
 def _told(plan: result.Plan) -> str:
-    if plan.time is None:
-        return f'  {plan.layout}: does not fit, {result.gib(plan.memory.peak)}'
-    return f'  {plan.layout}: {result.gib(plan.memory.peak)}, {plan.time.step * 1e3:.1f} ms'
+    if plan.failure is not None:
+        return f'  {plan.layout}: {plan.verdict}: {plan.failure.splitlines()[0]}'
+    told = plan.verdict if plan.time is None or not plan.memory.fits else f'{plan.time.step * 1e3:.1f} ms'
+    return f'  {plan.layout}: {result.gib(plan.memory.peak)}, {told}'
 
 
 # -- The command --
@@ -255,11 +292,6 @@ def run(overrides: Mapping[str, Any]) -> ExitCode:
     source = describe_data(config, _CONFIG.value, _DATASET.value, _NUM_CLIPS.value, parse_classes(_NUM_CLASSES.value))
     planner = Planner(_CONFIG.value, config, source, topology, _PRICE.value)
     plans = planner.search(_MAX_COMPILES.value) if _SEARCH.value else [planner.plan(planner.layout())]
-    if not plans:
-        raise ValueError(
-            f'No layout of {_CONFIG.value} suits {len(topology.devices)} chips: config.batch_size='
-            f'{config["batch_size"]} must be a multiple of them, and the state must fit.'
-        )
     best = plans[0]
     if _SEARCH.value:
         print(f'\n{result.ranking(plans)}\n')
@@ -267,7 +299,9 @@ def run(overrides: Mapping[str, Any]) -> ExitCode:
     if _SEARCH.value:
         print(f'\nThese are the flags of it: {best.layout.flags()}')
     if _OUTPUT.value:
-        write(epath.Path(_OUTPUT.value), plans)
+        write(epath.Path(_OUTPUT.value), plans, searched=_SEARCH.value)
+    if best.failure is not None:
+        return ExitCode.COMPILER
     return ExitCode.FITS if best.memory.fits else ExitCode.DOES_NOT_FIT
 
 
@@ -282,13 +316,15 @@ def parse_classes(texts: list[str]) -> dict[str, int]:
     return found
 
 
-def write(folder: epath.Path, plans: list[result.Plan]) -> None:
+def write(folder: epath.Path, plans: list[result.Plan], searched: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'plan.json').write_text(json.dumps(plans[0].to_json(), indent=1) + '\n')
-    if len(plans) > 1:
-        (folder / 'search.json').write_text(json.dumps([plan.to_json() for plan in plans], indent=1) + '\n')
+    made: dict[str, Any] = {'plan.json': plans[0].to_json()}
+    if searched:
+        made['search.json'] = [plan.to_json() for plan in plans]
+    for name, content in made.items():
+        (folder / name).write_text(json.dumps(content, indent=1, allow_nan=False) + '\n')
     drawing.write_png(folder / 'plan.png', result.picture(plans[0]))
-    print(f'\nThe plan is in {folder}: plan.json, plan.png.')
+    print(f'\nThe plan is in {folder}: {", ".join(made)}, plan.png.')
 
 
 def main(argv: list[str], overrides: Mapping[str, Any]) -> int:

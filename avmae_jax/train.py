@@ -93,7 +93,8 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
         len(source), length.num_steps, config['batch_size'], length.num_steps / length.steps_per_epoch,
         experiment.step_flops(config, parts) / config['batch_size'] / 1e9, mesh.size, jax.devices()[0].device_kind,
     )  # fmt: skip
-    placed = experiment.place(config, parts, mesh)
+    init = experiment.make_init(parts)
+    placed = experiment.place(config, init, mesh)
     shardings, rows = placed.shardings, placed.rows
     is_first = jax.process_index() == 0
     account = goodput.Account(workdir if is_first else None, time.monotonic() - _STARTED)
@@ -105,7 +106,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
     with account.spend('restore'):
         state = restore(checkpoints, placed.state, shardings)
     if state is None:
-        state = first_state(config, parts, source, shardings=shardings, folder=workdir)
+        state = first_state(config, parts, source, init=init, shardings=shardings, folder=workdir)
     if is_first:
         settings.save_config(config, workdir)
     start_step = int(state.step)
@@ -215,13 +216,14 @@ def first_state(
     parts: experiment.Parts,
     source: Mixture,
     *,
+    init: Callable[[jax.Array], state_lib.TrainState],
     shardings: state_lib.TrainState,
     folder: epath.Path,
 ) -> state_lib.TrainState:
     """The state before the first step: fresh, or with the parameters of the model that config.start names."""
     key = jax.random.key(config['seed'])
     if 'start' not in config or not config['start']['path']:
-        return state_lib.init_sharded(experiment.make_init(parts), key, shardings)
+        return state_lib.init_sharded(init, key, shardings)
     params, told = starts.start_params(config, parts, source)
     logging.info('Starting from %s:\n%s', config['start']['path'], told)
     if jax.process_index() == 0:

@@ -254,7 +254,7 @@ def test_an_imported_model_is_planned(run):
     source = plan.describe_data(config, str(run[0] / 'config.py'), None, None, {})
     parts = experiment.build(config, source)
     assert experiment.step_flops(config, parts) > 0
-    placed = experiment.place(config, parts, mesh_lib.make_mesh())
+    placed = experiment.place(config, experiment.make_init(parts), mesh_lib.make_mesh())
     assert placed.state.params['encoder']['shared']['layers']['mlp']['up']['kernel'].shape == (3, 12, 20)
 
 
@@ -264,7 +264,8 @@ def test_without_data_a_run_goes_on_with_any(run, published_video, tmp_path):
     convert.convert('huggingface', published_video, tmp_path / 'run', settings.to_plain(config))
     config = settings.load_config(tmp_path / 'run')
     source = plan.describe_data({**config, 'data': {'path': '', 'split': 'train'}}, 'any.py', None, 10, {})
-    placed = experiment.place(config, experiment.build(config, source), mesh_lib.make_mesh())
+    init = experiment.make_init(experiment.build(config, source))
+    placed = experiment.place(config, init, mesh_lib.make_mesh())
     train.check_data(epath.Path(tmp_path / 'run'), config, source)
     state = train.restore(Checkpoints(tmp_path / 'run/checkpoints'), placed.state, placed.shardings)
     assert int(state.step) == 0

@@ -405,12 +405,13 @@ def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_fi
     config = small_finetuning(**{'start.path': str(runs.pretrained), 'optimizer.average_decay': 0.9})
     source = experiment.open_train_sources(config)
     parts = experiment.build(config, source)
-    abstract = experiment.state_lib.abstract_state(experiment.make_init(parts))
+    init = experiment.make_init(parts)
+    abstract = experiment.state_lib.abstract_state(init)
     shardings = rules.state_shardings(abstract, mesh_lib.make_mesh(), 'fsdp', min_elements=1)
     started, fresh = (
         train.first_state(
             {**config, 'start': {**config['start'], 'path': path}},
-            parts, source, shardings=shardings, folder=train.epath.Path(tmp_path),
+            parts, source, init=init, shardings=shardings, folder=train.epath.Path(tmp_path),
         )
         for path in (str(runs.pretrained), '')
     )  # fmt: skip

@@ -99,9 +99,13 @@ def test_an_interruption_stops_the_commands_and_waits_for_what_they_save(tmp_pat
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        jobs.run_jobs([job], 1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # What a shell starts with & ignores Ctrl-C.
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run_jobs([job], 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert (tmp_path / 'saved').read_text() == 'saved' and jobs.left_to_do(job)
 

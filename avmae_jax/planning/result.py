@@ -54,7 +54,8 @@ class Plan:
       memory_bytes: that each chip moves to and from its HBM in a step.
       collectives: None where the step does not fit, as all that follows from it.
       gradient_bytes: dtype -> bytes of gradients that are added up over devices.
-      compile_seconds: on this machine.
+      compile_seconds: on this machine; None where the state alone is too much to try.
+      failure: what the compiler ended with, where that is not the memory.
     """
 
     title: str
@@ -66,15 +67,23 @@ class Plan:
     clip_flops: float
     chip_flops: float
     memory: estimate.Memory
-    compile_seconds: float
+    compile_seconds: float | None = None
     memory_bytes: float | int | None = None
     collectives: tuple[estimate.Traffic, ...] | None = None
     gradient_bytes: Mapping[str, int] | None = None
     time: estimate.Time | None = None
     run: estimate.Run | None = None
+    failure: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What a step waits for most, or why there is none."""
+        if self.failure is not None:
+            return 'does not compile'
+        return self.time.limit if self.memory.fits and self.time is not None else 'does not fit'
 
     def to_json(self) -> dict[str, Any]:
-        """For programs; bytes, seconds and FLOPs."""
+        """For programs; bytes, seconds and FLOPs; None for bytes that nobody knows."""
         tree = {
             field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(self)
@@ -88,7 +97,9 @@ class Plan:
             'hosts': topology.num_hosts,
             'chip': topology.chip._asdict(),
         }
-        tree['memory'] |= {'peak': self.memory.peak, 'fits': self.memory.fits}
+        known = {name: getattr(self.memory, name) for name in ('wanted', 'peak')}
+        tree['memory'] |= {name: size if size and math.isfinite(size) else None for name, size in known.items()}
+        tree['memory']['fits'] = self.memory.fits
         if self.time is not None:
             tree['time'] |= {'step': self.time.step, 'limit': self.time.limit}
         tree['assumptions'] = list(estimate.ASSUMPTIONS)
@@ -102,6 +113,8 @@ def _plain(value: Any) -> Any:
 
 
 def gib(size: float | int) -> str:
+    if not math.isfinite(size):
+        return 'unknown'
     return f'{size / 2**30:.2f} GiB' if size >= 2**28 else f'{size / 2**20:.2f} MiB'
 
 
@@ -113,17 +126,18 @@ def text(plan: Plan) -> str:
         f'{plan.title} on {slices}{topology.name}: {len(topology.devices)} chips, {topology.num_hosts} hosts; '
         f'{plan.layout}.',
         f'{plan.num_parameters / 1e6:.1f} M parameters, batch {plan.batch_size}, {plan.num_steps:,} steps, '
-        f'{plan.clip_flops / 1e9:.4g} GFLOP a clip. Compiled in {plan.compile_seconds:.0f} s.',
+        f'{plan.clip_flops / 1e9:.4g} GFLOP a clip. '
+        + ('Not compiled.' if plan.compile_seconds is None else f'Compiled in {plan.compile_seconds:.0f} s.'),
         '',
         format_table(_memory_rows(memory)),
         '',
     ]
+    if plan.failure is not None:
+        return '\n'.join([*lines, f'It does not compile: {plan.failure}'])
     if not memory.fits or plan.time is None or plan.run is None or plan.collectives is None:
-        lines.append(
-            f'It does not fit: {gib(memory.peak)} are wanted and {gib(memory.limit)} are there. More chips, '
-            'parallel.rules=fsdp, optimizer.accumulate_steps or model.compute.remat=full need less; --search tries '
-            'them.'
-        )
+        wanted = 'more' if math.isinf(memory.peak) else gib(memory.peak)
+        lines.append(f'It does not fit: {wanted} are wanted and {gib(memory.limit)} are there.')
+        lines.append(_what_needs_less(plan))
         return '\n'.join(lines)
     if not memory.donated:
         lines.append('The state is not donated: old and new one lie side by side.')
@@ -152,6 +166,15 @@ def text(plan: Plan) -> str:
         'Assumed: ' + ' '.join(estimate.ASSUMPTIONS),
     ]
     return '\n'.join(lines)
+
+
+def _what_needs_less(plan: Plan) -> str:
+    if plan.compile_seconds is None:
+        return 'The state, its gradients and the batch are too much by themselves: take more chips or a smaller batch.'
+    return (
+        'More chips, parallel.rules=fsdp, optimizer.accumulate_steps or model.compute.remat=full need less; --search '
+        'tries them.'
+    )
 
 
 def _memory_rows(memory: estimate.Memory) -> list[list[str]]:
@@ -183,21 +206,17 @@ def ranking(plans: Sequence[Plan]) -> str:
     head = ['layout', 'peak', 'ms a step', 'clips/s', 'MFU %', 'limit']
     rows = []
     for plan in sorted(plans, key=rank):
-        fits = plan.memory.fits and plan.time is not None and plan.run is not None
-        rows.append(
-            [str(plan.layout), gib(plan.memory.peak)]
-            + (
-                [f'{plan.time.step * 1e3:.1f}', f'{plan.run.clips_per_second:,.0f}', f'{100 * plan.run.mfu:.0f}',
-                 plan.time.limit]
-                if fits and plan.time and plan.run else ['-', '-', '-', 'does not fit']
-            )
-        )  # fmt: skip
+        figures = ['-', '-', '-']
+        if plan.memory.fits and plan.time and plan.run:
+            figures = [f'{plan.time.step * 1e3:.1f}', f'{plan.run.clips_per_second:,.0f}', f'{100 * plan.run.mfu:.0f}']
+        rows.append([str(plan.layout), gib(plan.memory.peak), *figures, plan.verdict])
     return format_table([head, *rows])
 
 
 def rank(plan: Plan) -> tuple[bool, float | int]:
     """The smaller the better."""
-    return (not plan.memory.fits, plan.time.step if plan.time is not None else plan.memory.peak)
+    fits = plan.memory.fits and plan.time is not None
+    return (not fits, plan.time.step if fits and plan.time else plan.memory.peak)
 
 
 # -- The picture --

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -23,14 +24,13 @@ def meshes(
     """
     for name, table in rules.items():
         axes = set(table.values())
-        models = _powers(min(max_model, num_chips // num_islands), 2) if 'model' in axes else [1]
-        for model in models:
-            rest = num_chips // model
-            whole_island = rest // num_islands
-            shards = [each for each in _powers(min(MAX_GROUP, whole_island), 4) if 'data' in axes] or [1]
-            for data in shards if 'data' in axes else [whole_island]:
-                if rest % data == 0:
-                    yield name, {'replica': rest // data, 'data': data, 'model': model}
+        island = num_chips // num_islands
+        for model in _powers(min(max_model, island), 2) if 'model' in axes else [1]:
+            # Groups of two or three share so little that they are for islands that have no more.
+            shared = _powers(min(MAX_GROUP, island // model), 4) or _powers(island // model, 2)
+            for data in shared if 'data' in axes else [island // model]:
+                if island % (data * model) == 0:
+                    yield name, {'replica': num_chips // data // model, 'data': data, 'model': model}
 
 
 def _powers(most: int, least: int) -> list[int]:
@@ -57,6 +57,33 @@ def layouts(
             yield sorted(found, key=lambda each: REMAT.index(each.remat) + math.log2(each.accumulate_steps))
 
 
+@dataclasses.dataclass
+class _Way:
+    """A way to spread the state.
+
+    Attributes:
+      left: layouts that were not compiled, the one that should be fastest first.
+      best: that was compiled and fits.
+    """
+
+    left: list[Layout]
+    num_compiled: int = 0
+    best: Plan | None = None
+
+    def take(self, plan: Plan) -> None:
+        self.num_compiled += 1
+        if not plan.memory.fits:
+            return
+        self.best = min((each for each in (self.best, plan) if each is not None), key=rank)
+        # More parts cost time, unless less is computed again for them; that may also save traffic of HBM, and time.
+        parts, again = plan.layout.accumulate_steps, REMAT.index(plan.layout.remat)
+        self.left = [each for each in self.left if each.accumulate_steps <= parts or REMAT.index(each.remat) < again]
+
+
+EXPLORING = 2 / 3  # Of all compiles, where something was found that fits: the rest improves what came out best.
+SLACK = 1.05  # What one layout takes beside the state another takes too, more or less.
+
+
 def search(
     ways: Iterable[Sequence[Layout]],
     *,
@@ -68,31 +95,46 @@ def search(
 ) -> list[Plan]:
     """Compiles the layouts that may be the best; gives all that were compiled, the best first.
 
-    Of each way to spread the state the first layout that fits is kept. What cannot fit, or cannot be faster than what
-    was found, is passed over without compiling.
+    Ways to spread the state take turns until something of each fits; the last third of `max_compiles` goes to other
+    rematerialisation in the ways that came out best. What cannot fit, by its state or by what another took, or cannot
+    be faster than what was found, is passed over without compiling.
 
     Args:
       bound: least (bytes of HBM, seconds a step) of a layout, computed without compiling.
       max_compiles: how often to compile at most.
       tell: gets each plan when it is there.
     """
-    candidates: list[list[Layout]] = []
-    for way in ways:
-        possible = [each for each in way if bound(each)[0] <= memory_limit]
-        if possible:
-            candidates.append(possible)
-    candidates.sort(key=lambda way: bound(way[0])[1])
+    spread = [_Way([each for each in way if bound(each)[0] <= memory_limit]) for way in ways]
     plans: list[Plan] = []
-    for way in candidates:
-        for layout in way:
-            if len(plans) >= max_compiles:
-                return sorted(plans, key=rank)
-            best = min((plan.time.step for plan in plans if plan.memory.fits and plan.time), default=math.inf)
-            if bound(layout)[1] >= best:
+
+    def is_too_much(layout: Layout) -> bool:
+        """Whether another that computes as much again, of smaller layers, took too much to hope for this one."""
+        for plan in plans:
+            tried, beside = plan.layout, plan.memory.peak - bound(plan.layout)[0]
+            if plan.memory.fits or math.isinf(beside) or tried.mesh['model'] < layout.mesh['model']:
                 continue
-            plan = compile_layout(layout)
-            plans.append(plan)
-            tell(plan)
-            if plan.memory.fits:
-                break
+            if REMAT.index(tried.remat) < REMAT.index(layout.remat):
+                continue
+            beside *= min(1.0, tried.accumulate_steps / layout.accumulate_steps)
+            if bound(layout)[0] + beside > SLACK * memory_limit:
+                return True
+        return False
+
+    while len(plans) < max_compiles and (waiting := [way for way in spread if way.left]):
+        fastest = min((plan.time.step for plan in plans if plan.memory.fits and plan.time), default=math.inf)
+        improving = math.isfinite(fastest) and len(plans) >= EXPLORING * max_compiles
+
+        def turn(way: _Way, improving: bool = improving) -> tuple[bool, float | int]:
+            if way.best is None:
+                return improving, way.num_compiled
+            return not improving, rank(way.best)[1]
+
+        way = min(waiting, key=turn)
+        layout = way.left.pop(0)
+        if bound(layout)[1] >= fastest or is_too_much(layout):
+            continue
+        plan = compile_layout(layout)
+        plans.append(plan)
+        way.take(plan)
+        tell(plan)
     return sorted(plans, key=rank)

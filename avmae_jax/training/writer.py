@@ -6,24 +6,43 @@ clu's own writers import TensorFlow. This one has the same methods, so that code
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
+import sys
 import time
 import wave
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 from absl import logging
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import hparams as hparams_summary
-from tensorboardX.summary import text as text_summary
+
+
+@contextlib.contextmanager
+def _as_if_not_installed(name: str) -> Iterator[None]:
+    """Inside, importing the package fails, unless it was imported before."""
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+
+
+# tensorboardX imports torch wherever there is one: two seconds of every start, for the type of a tensor.
+with _as_if_not_installed('torch'):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import hparams as hparams_summary
+    from tensorboardX.summary import text as text_summary
 
 METRICS_FILE = 'metrics.jsonl'
 

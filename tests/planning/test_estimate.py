@@ -1,5 +1,7 @@
 """Memory, time and money, on numbers that were worked out by hand."""
 
+import dataclasses
+import json
 import types
 
 import jax
@@ -200,34 +202,62 @@ def test_meshes_use_every_chip_and_keep_shards_of_the_state_in_a_slice():
     assert len({str(each) for each in found}) == len(found)
 
 
-def test_the_search_takes_the_first_layout_that_fits_and_compiles_nothing_that_cannot_be_better():
-    ways = list(search.layouts(search.meshes(16, 1, {'replicated': {}, 'fsdp': RULES['fsdp']}), batch_size=64))
-    assert all(way[0].accumulate_steps == 1 and way[0].remat == 'none' for way in ways)
-    compiled = []
+class Machine:
+    """Stands in for the compiler: a state of 80, activations of 100, a limit; computing once more saves traffic."""
 
-    def compile_layout(layout):
-        compiled.append(layout)
-        too_much = layout.rules == 'fsdp' and layout.remat == 'none' and layout.accumulate_steps == 1
-        return plan(layout, seconds=2.0 if layout.rules == 'fsdp' else 3.0, size=1000 if too_much else 10)
+    def __init__(self, limit: float, traffic: float):
+        self.limit, self.traffic, self.compiled = limit, traffic, []
+        spread = search.meshes(64, 2, RULES)
+        self.ways = list(search.layouts(spread, batch_size=512))
 
-    def bound(layout):
-        if layout.rules == 'replicated':
-            return 1000.0, 0.0  # The state alone is too much.
-        return 10.0, 2.5 if layout.mesh['data'] == 4 else 1.0 if layout.mesh['data'] == 16 else 1.5
+    def state(self, layout) -> float:
+        split = {'replicated': 1, 'fsdp': layout.mesh['data'], 'both': layout.mesh['data'] * layout.mesh['model']}
+        return 80 / split[layout.rules]
 
-    plans = search.search(ways, bound=bound, compile_layout=compile_layout, memory_limit=100.0, max_compiles=9)
-    # data 16: too much, then fits; data 8 may be faster and is tried; data 4 cannot be.
-    assert [(each.mesh['data'], each.remat, each.accumulate_steps) for each in compiled][:2] == [
-        (16, 'none', 1), (16, *_second(ways)),
-    ]  # fmt: skip
-    assert {each.mesh['data'] for each in compiled} == {16, 8} and len(compiled) == 4
-    assert plans[0].memory.fits and not plans[-1].memory.fits
-    assert len(search.search(ways, bound=bound, compile_layout=compile_layout, memory_limit=100.0, max_compiles=1)) == 1
+    def bound(self, layout) -> tuple[float, float]:
+        return self.state(layout), 4 / 3 if layout.remat == 'full' else 1.0
+
+    def peak(self, layout) -> float:
+        return self.state(layout) + 100 * {'none': 1, 'dots': 0.5, 'full': 0.2}[layout.remat] / layout.accumulate_steps
+
+    def seconds(self, layout) -> float:
+        moved = self.traffic * {'none': 1, 'dots': 0.9, 'full': 0.7}[layout.remat]
+        sent = {'replicated': 0.1, 'fsdp': 0.2 * layout.accumulate_steps, 'both': 0.9 * layout.mesh['model']}
+        return max(self.bound(layout)[1], moved) + sent[layout.rules]
+
+    def compile(self, layout) -> result.Plan:
+        self.compiled.append(layout)
+        made = plan(layout, self.seconds(layout), 0)
+        peak = self.peak(layout)
+        fits = dict(parameters=0, optimizer=0, batch=0, code=0, temporary=int(peak))
+        found = memory(**(fits if peak <= self.limit else dict(temporary=None, wanted=peak)), limit=self.limit)
+        return dataclasses.replace(made, memory=found)
+
+    def search(self, max_compiles: int) -> list[result.Plan]:
+        return search.search(
+            self.ways,
+            bound=self.bound,
+            compile_layout=self.compile,
+            memory_limit=self.limit,
+            max_compiles=max_compiles,
+        )
 
 
-def _second(ways):
-    layout = ways[-1][1]
-    return layout.remat, layout.accumulate_steps
+@pytest.mark.parametrize('traffic', [0.5, 3.0], ids=['computing is the limit', 'memory is the limit'])
+@pytest.mark.parametrize('limit', [500, 110, 42, 12, 2])
+def test_the_search_ends_with_the_best_of_all_and_compiles_few_of_them(limit, traffic):
+    machine = Machine(limit, traffic)
+    every = [layout for way in machine.ways for layout in way]
+    fitting = [machine.seconds(layout) for layout in every if machine.peak(layout) <= limit]
+    found = machine.search(max_compiles=1000)
+    assert len(machine.compiled) == len(found) < len(every) / 2
+    assert len({str(each) for each in machine.compiled}) == len(found)
+    if not fitting:
+        return
+    assert found[0].memory.fits and found[0].time.step == min(fitting)
+    assert [each.memory.fits for each in found] == sorted((each.memory.fits for each in found), reverse=True)
+    few = machine.search(max_compiles=12)
+    assert len(few) <= 12 and few[0].memory.fits and few[0].time.step <= 1.3 * min(fitting)
 
 
 def test_layouts_that_do_not_divide_the_batch_are_left_out():
@@ -248,6 +278,21 @@ def test_a_plan_is_told_drawn_and_kept():
     assert '--config.parallel.data=16' in fits.layout.flags()
     picture = result.picture(fits)
     assert picture.dtype == np.uint8 and (picture == np.array(drawing.LINE_COLOURS[0])).all(-1).any()
+
+
+def test_what_does_not_compile_comes_last_and_says_why():
+    layout = result.Layout({'replica': 1, 'data': 16, 'model': 1}, 'replicated', 1, 'none')
+    bare = dict(time=None, run=None, collectives=None, memory=memory(temporary=None))
+    failed = dataclasses.replace(plan(layout, 1.0, 1), **bare, failure='JaxRuntimeError: INTERNAL: of no use')
+    too_much = dataclasses.replace(failed, failure=None, memory=memory(temporary=None, wanted=1e12))
+    slow_and_too_much = plan(layout, 1e13, 10**9)  # For GPUs it is compiled all the same.
+    ranked = result.ranking([failed, too_much, slow_and_too_much, plan(layout, 1.0, 1)]).splitlines()[2:]
+    endings = ('compute', 'does not fit', 'does not fit', 'does not compile')
+    assert [row.endswith(ending) for row, ending in zip(ranked, endings, strict=True)] == [True] * 4
+    assert '0.93 GiB' in ranked[1] and '931.32 GiB' in ranked[2]
+    assert 'does not compile: JaxRuntimeError' in result.text(failed)
+    assert json.loads(json.dumps(failed.to_json(), allow_nan=False))['memory']['peak'] is None
+    assert result.picture(failed).shape[1] == result.WIDTH
 
 
 def test_a_plan_that_does_not_fit_says_what_would():

@@ -1,8 +1,18 @@
-"""What `python -m avmae_jax.plan` takes for data, and what it counts twice; of FLOPs see tests/models/test_flops.py."""
+"""What `python -m avmae_jax.plan` takes for data, and what it counts twice, how it searches.
 
+Of FLOPs see tests/models/test_flops.py.
+"""
+
+import dataclasses
+import json
+import math
+
+import jax
 import pytest
 
 from avmae_jax import experiment, plan, settings
+from avmae_jax.planning import result
+from avmae_jax.planning import topology as topology_lib
 
 PRETRAIN, FINETUNE = 'configs/pretrain/audioset.py', 'configs/finetune/vggsound.py'
 
@@ -49,3 +59,54 @@ def test_what_is_repeated_is_one_more_forward_pass_of_the_layers(read):
     parts = experiment.build(config, describe(config, PRETRAIN))
     once, again = (experiment.step_flops(config, parts, repeated=repeated) for repeated in (False, True))
     assert 1.25 * once < again < 4 / 3 * once
+
+
+# -- The search --
+
+
+@pytest.fixture
+def planner(read, smallest):
+    """(**changes) -> a planner of the smallest config for eight GPUs, in whose place the compiler of this CPU works."""
+    chip, shape = topology_lib.parse('h200:1x8')
+
+    def make(memory_bytes: float = chip.memory_bytes, **changes: object) -> plan.Planner:
+        values = {**smallest, 'data.path': '', **changes}
+        config = settings.override(read('configs/tiny.py:encoder=mid'), values)
+        small = chip._replace(memory_bytes=memory_bytes)
+        topology = topology_lib.Topology('h200:1x8', small, shape, 1, tuple(jax.devices()))
+        return plan.Planner('tiny', config, describe(config, 'tiny', num_clips=1000), topology, None)
+
+    return make
+
+
+def test_a_layout_that_fails_does_not_end_the_search(planner, monkeypatch, tmp_path, capsys):
+    tried = []
+
+    def compile_some(config, *args):
+        tried.append(config['parallel']['rules'])
+        if len(tried) == 3:
+            return jax.jit(lambda x: x + 1).lower(1.0).compile()
+        if len(tried) == 2:
+            raise TypeError('of no use')
+        raise jax.errors.JaxRuntimeError('INTERNAL: of no use\nAt great length')
+
+    monkeypatch.setattr(experiment, 'compile_step', compile_some)
+    plans = planner().search(max_compiles=4)
+    # What was compiled at last computes nothing but what was bound to be: nothing can be faster.
+    assert [found.failure is None for found in plans] == [True, False, False] and len(set(tried)) > 1
+    assert plans[0].layout.rules == tried[2] and plans[0].memory.fits
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(': ')[1:3] == ['does not compile', 'JaxRuntimeError'] for line in told] == [True, False, False]
+    plan.write(plan.epath.Path(tmp_path), plans, searched=True)
+    kept = json.loads((tmp_path / 'search.json').read_text())
+    assert [each['layout'] for each in kept] == [dataclasses.asdict(found.layout) for found in plans]
+    assert kept[0] == json.loads((tmp_path / 'plan.json').read_text())
+
+
+def test_what_no_layout_can_hold_is_told_without_compiling(planner, monkeypatch):
+    monkeypatch.setattr(experiment, 'compile_step', None)
+    (found,) = planner(memory_bytes=1000.0).search(max_compiles=4)
+    assert not found.memory.fits and found.compile_seconds is None
+    assert 1000 < found.memory.peak < math.inf and 'take more chips or a smaller batch' in result.text(found)
+    with pytest.raises(ValueError, match='No layout suits 8 chips with config.batch_size=9: .* such as 16'):
+        planner(batch_size=9).search(max_compiles=4)
