@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -104,11 +105,14 @@ def make_train_step(
     return train_step
 
 
+OPTIMIZATION_LEVEL = 'xla_backend_optimization_level'
+
+
 def compiler_options(platform: str) -> dict[str, Any]:
     """Settings of XLA that a step is compiled with; figures are in docs/performance.md."""
-    if platform == 'cpu':
+    if platform == 'cpu' and OPTIMIZATION_LEVEL not in os.environ.get('XLA_FLAGS', ''):
         # LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster.
-        return {'xla_backend_optimization_level': 1}
+        return {OPTIMIZATION_LEVEL: 1}
     if platform == 'tpu':
         # Weights are gathered whole before a product. Left alone the compiler makes products in as many pieces as there
         # are shards, each of which reads and writes the sum of the tokens once more.
