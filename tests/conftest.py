@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-# Tests compile much and compute little. Processes that tests start inherit this.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
+# Tests compile much and compute little, and on two cores two at a time. Processes that tests start inherit this.
+COMPILE_FAST = ['--xla_backend_optimization_level=0', '--xla_llvm_disable_expensive_passes=true']
+if jax.__version_info__ < (0, 11):
+    # Half the time of a kernel, where LLVM does not optimise it. XLA ends a process that names a flag it does not know,
+    # and a later one may not know these.
+    COMPILE_FAST += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
+os.environ.setdefault('XLA_FLAGS', ' '.join(COMPILE_FAST))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 jax.config.update('jax_num_cpu_devices', 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,7 @@ def make_train_step(
     return train_step
 
 
+OPTIMIZATION_LEVEL = 'xla_backend_optimization_level'
 CPU_HEAP_BYTES = 30_000_000  # glibc's malloc keeps blocks of up to 32 MiB for the next step.
 
 
@@ -112,7 +114,8 @@ def compile_on(traced: jax.stages.Traced, platform: str) -> jax.stages.Compiled:
     options: dict[str, Any] = {}
     if platform == 'cpu':
         # LLVM's first level of optimisation gives as fast a step as its third and compiles a tenth faster.
-        options['xla_backend_optimization_level'] = 1
+        if OPTIMIZATION_LEVEL not in os.environ.get('XLA_FLAGS', ''):
+            options[OPTIMIZATION_LEVEL] = 1
         # One block of memory for all temporaries is given back after each step, and its pages are cleared again.
         if largest_array(traced.jaxpr) <= CPU_HEAP_BYTES:  # XLA warns of every larger one.
             options['xla_multiheap_size_constraint_per_heap'] = CPU_HEAP_BYTES
