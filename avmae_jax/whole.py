@@ -9,6 +9,8 @@ What is under way lies in NAME.partial.XXXXXXXX. It goes when the block fails; w
 when the same place is written next. Who still writes has a lock on it (flock), which the kernel takes back however a
 process ends, so that two that write at once never sweep each other away. Where a file system has no locks for folders
 (object stores, NFS), nothing is swept.
+
+One may be made within another, as a file of a folder is: nobody else writes there, so nothing is locked or swept.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import secrets
 from collections.abc import Iterator
 
 from etils import epath
+
+PARTIAL = '.partial.'
 
 
 @contextlib.contextmanager
@@ -48,16 +52,20 @@ def new_file(path: epath.PathLike) -> Iterator[epath.Path]:
 def _working_folder(path: epath.Path) -> Iterator[epath.Path]:
     """A folder beside `path` that nobody else has, and that is gone after the block unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    start = f'{path.name}.partial.'
+    start = f'{path.name}{PARTIAL}'
     folder = path.parent / f'{start}{secrets.token_hex(4)}'  # Processes of two containers may have one number.
     with contextlib.ExitStack() as held:
-        with _locked(path.parent, wait=True):  # Between being made and being locked no folder is another's to sweep.
-            for left in [child for child in path.parent.iterdir() if child.name.startswith(start)]:
-                with _locked(left) as mine:
-                    if mine:
-                        left.rmtree(missing_ok=True)
+        if any(PARTIAL in part for part in path.parent.parts):
             folder.mkdir()
-            held.enter_context(_locked(folder))
+        else:
+            # Between being made and being locked no folder is another's to sweep.
+            with _locked(path.parent, wait=True):
+                for left in [child for child in path.parent.iterdir() if child.name.startswith(start)]:
+                    with _locked(left) as mine:
+                        if mine:
+                            left.rmtree(missing_ok=True)
+                folder.mkdir()
+                held.enter_context(_locked(folder))
         try:
             yield folder
         finally:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -31,6 +32,18 @@ def test_a_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):
         path.write_text('new')
         assert (tmp_path / 'x').read_text() == 'old'
     assert names(tmp_path) == ['x'] and (tmp_path / 'x').read_text() == 'new'
+
+
+def test_a_file_may_be_made_within_a_folder_that_is_being_made(tmp_path):
+    def write():
+        with whole.new_folder(tmp_path / 'run') as folder, whole.new_file(folder / 'x') as path:
+            path.write_text('new')
+
+    thread = threading.Thread(target=write, daemon=True)  # Which would wait for its own lock for ever.
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert names(tmp_path / 'run') == ['x'] and (tmp_path / 'run/x').read_text() == 'new'
 
 
 @pytest.mark.parametrize('new', [whole.new_folder, whole.new_file])
