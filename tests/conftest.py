@@ -1,12 +1,15 @@
 """Eight CPU devices for every test, and silent broadcasting over missing dimensions as an error."""
 
+import contextlib
 import csv
 import functools
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 import jax
@@ -228,6 +231,24 @@ def _save_run(folder: pathlib.Path, config: dict, steps: tuple[int, ...] = (3,),
     checkpoints.close()
     settings.save_config(config, folder)
     return folder
+
+
+@pytest.fixture(scope='session')
+def run_script(repository):
+    """(path in the repository) -> a context with what the script defines; its flags are gone after it."""
+
+    @contextlib.contextmanager
+    def run(path: str) -> Iterator[types.SimpleNamespace]:
+        before = {name: flags.FLAGS[name] for name in flags.FLAGS}
+        try:
+            yield types.SimpleNamespace(**runpy.run_path(str(repository / path), run_name=pathlib.Path(path).stem))
+        finally:
+            for name in [name for name in flags.FLAGS if flags.FLAGS[name] is not before.get(name)]:
+                delattr(flags.FLAGS, name)
+                if name in before:  # A flag of a command, which the script has too.
+                    flags.FLAGS[name] = before[name]
+
+    return run
 
 
 ANYTHING = (None, True, 'x', [], {}, -1, 0, 10**9, 10**400, 1e-300, 1e308, float('nan'))

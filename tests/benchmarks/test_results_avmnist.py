@@ -1,18 +1,13 @@
 import json
 import runpy
-from types import SimpleNamespace
 
 import pytest
 
 
 @pytest.fixture(scope='module')
-def benchmark(repository):
-    from absl import flags
-
-    names = runpy.run_path(str(repository / 'benchmarks/results_avmnist.py'), run_name='results_avmnist')
-    yield SimpleNamespace(**names)
-    for name in ('data', 'output', 'rows', 'seeds', 'num_epochs', 'jobs', 'table_only'):
-        delattr(flags.FLAGS, name)
+def benchmark(run_script):
+    with run_script('benchmarks/results_avmnist.py') as names:
+        yield names
 
 
 def make_results(value):

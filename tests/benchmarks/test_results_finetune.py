@@ -1,18 +1,12 @@
 import json
-import runpy
-from types import SimpleNamespace
 
 import pytest
 
 
 @pytest.fixture(scope='module')
-def benchmark(repository):
-    from absl import flags
-
-    names = runpy.run_path(str(repository / 'benchmarks/results_finetune.py'), run_name='results_finetune')
-    yield SimpleNamespace(**names)
-    for name in ('data', 'pretrained', 'output', 'tables', 'labels', 'seeds', 'jobs', 'table_only'):
-        delattr(flags.FLAGS, name)
+def benchmark(run_script):
+    with run_script('benchmarks/results_finetune.py') as names:
+        yield names
 
 
 def write_run(folder, value, *, gflop=0.25):

@@ -1,8 +1,5 @@
 """The examples of docs/downstream.md run as they stand, lower the loss, and what they make answers."""
 
-import runpy
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -13,13 +10,9 @@ EXAMPLES = {'flax': None, 'torch': 'torch', 'transformers': 'transformers'}
 
 
 @pytest.fixture(scope='module')
-def benchmark(repository):
-    from absl import flags
-
-    names = runpy.run_path(str(repository / 'benchmarks/downstream.py'), run_name='downstream')
-    yield SimpleNamespace(**names)
-    for name in ('data', 'pretrained', 'output', 'examples', 'finetuned', 'head', 'num_steps', 'batch_size', 'seed'):
-        delattr(flags.FLAGS, name)
+def benchmark(run_script):
+    with run_script('benchmarks/downstream.py') as names:
+        yield names
 
 
 @pytest.fixture(scope='module')

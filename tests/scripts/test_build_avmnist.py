@@ -1,6 +1,5 @@
 import csv
 import gzip
-import runpy
 import struct
 import wave
 
@@ -10,15 +9,9 @@ import pytest
 
 
 @pytest.fixture(scope='module')
-def script(repository):
-    from types import SimpleNamespace
-
-    from absl import flags
-
-    names = runpy.run_path(str(repository / 'scripts/build_avmnist.py'), run_name='build_avmnist')
-    yield SimpleNamespace(**names)
-    for name in ('fsdd', 'mnist', 'output', 'seed'):
-        delattr(flags.FLAGS, name)
+def script(run_script):
+    with run_script('scripts/build_avmnist.py') as names:
+        yield names
 
 
 @pytest.fixture

@@ -284,7 +284,7 @@ def test_a_linear_probe_moves_nothing_but_the_head(small_finetuning, arguments):
 def test_the_largest_array_of_a_function_is_found_in_its_loops_and_gradients_too():
     def loss(x):
         _, squares = jax.lax.scan(lambda carry, row: (carry, jnp.outer(row, row).sum()), 0.0, x)
-        return squares.sum() + jax.jit(lambda row: jnp.sin(row[:7])[:, None] * row)(x[0]).sum()
+        return squares.sum() + jax.jit(lambda row: jnp.outer(jnp.sin(row[:7]), row))(x[0]).sum()
 
     traced = jax.jit(jax.grad(loss)).trace(jnp.ones((3, 50)))
     assert step_lib.largest_array(traced.jaxpr) == 50 * 50 * 4
