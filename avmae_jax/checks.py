@@ -131,21 +131,23 @@ def _check_preprocess(preprocess: Preprocess, source: Mixture, view: views.View)
                     media.short_side,
                     part.short_side,
                 )
-        if view.video is not None and media.clip_seconds is not None:
-            part = view.video
-            if (part.num_frames - 1) * part.frame_seconds >= media.clip_seconds:
-                raise ValueError(
-                    f'config.video.num_frames={part.num_frames}, {part.frame_seconds} s apart, are more than the clips '
-                    f'of {one.info.name} hold, which last {media.clip_seconds:.2f} s: at most '
-                    f'{math.ceil(media.clip_seconds / part.frame_seconds)} frames, or a smaller frame_seconds.'
-                )
+        seconds, part = one.info.clip_seconds, view.video
+        if not seconds:  # Images last no time.
+            continue
+        if part is not None and (part.num_frames - 1) * part.frame_seconds >= seconds:
+            fitting = math.ceil(seconds / part.frame_seconds)
+            raise ValueError(
+                f'config.video.num_frames={part.num_frames}, {part.frame_seconds} s apart, are more than the clips '
+                f'of {one.info.name} hold, which last {seconds:.2f} s at most: {fitting} frames or fewer, or a smaller '
+                'frame_seconds.'
+            )
         longest = max(part.seconds for part in view.parts.values())
-        if media.clip_seconds is not None and longest > media.clip_seconds + 1e-6:
+        if longest > seconds + 1e-6:
             logging.warning(
-                '%s stores clips of %.2f s; the config looks at %.2f s: pictures begin anew and sound is silent '
+                '%s stores clips of up to %.2f s; the config looks at %.2f s: pictures begin anew and sound is silent '
                 'behind the end.',
                 one.info.name,
-                media.clip_seconds,
+                seconds,
                 longest,
             )
 

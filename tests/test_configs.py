@@ -1,5 +1,6 @@
 """Every config builds, holds the recipe's numbers, and makes the parameters of its golden table."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -265,7 +266,7 @@ WRONG_FINETUNING = {
     'model.encoder.fusion': ('late', "fusion must be one of .*'bottleneck'"),
     'model.pooling': ('joint_mean', 'mixup.per_modality=True labels each modality in its own way.* pool by mean'),
     'model.tokenizers.video.patch': ((3, 16, 16), 'does not divide the video of 8 x 112 x 112.*num_frames'),
-    'video.num_frames': (100, 'last 10.00 s: at most 63 frames, or a smaller frame_seconds'),
+    'video.num_frames': (100, 'last 10.00 s at most: 63 frames or fewer, or a smaller frame_seconds'),
     'preprocess.lose_modality_ratio': (1.5, r'lose_modality_ratio must lie in \[0, 1\]'),
     'objective.label_smoothing': (1.0, 'label_smoothing'),
     'objective.mixup.alpha': (0.0, 'alpha'),
@@ -298,6 +299,15 @@ def test_a_wrong_setting_of_finetuning_is_named_with_its_remedy(setting, monkeyp
     with pytest.raises(ValueError, match=words) as caught:
         build('finetune-tiny', **{setting: value})
     assert str(value) in str(caught.value)
+
+
+def test_more_frames_than_the_longest_clip_holds_are_told_of_files_that_were_not_cut_too():
+    config, _ = build('finetune-tiny')
+    source = Described('films', 400, classes={'label': 10}, clip_seconds=None)
+    checks.check(config, Mixture([source]))  # Nobody knows how long they are.
+    source.info = dataclasses.replace(source.info, longest_seconds=1.0)
+    with pytest.raises(ValueError, match=r'config.video.num_frames=8, .* of films hold, which last 1.00 s at most: 7 '):
+        checks.check(config, Mixture([source]))
 
 
 def test_weights_of_images_that_are_not_there_are_told():

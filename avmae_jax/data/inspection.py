@@ -298,8 +298,8 @@ def _describe_info(info: DatasetInfo) -> list[tuple[str, str]]:
         lines.append(('picture', f'{media.codec}, {rate}short side {media.short_side}, {quality}'))
     if 'audio' in info.modalities:
         lines.append(('sound', f'int16 at {media.sample_rate:,} Hz'))
-    if media.clip_seconds:
-        lines.append(('clips', f'up to {media.clip_seconds:g} s'))
+    if info.clip_seconds:
+        lines.append(('clips', f'up to {round(info.clip_seconds, 2):g} s'))
     for split, shards in info.splits.items():
         size = format_bytes(sum(shard.num_bytes for shard in shards))
         lines.append((f'split {split}', f'{info.num_records(split):,} records in {len(shards):,} shards, {size}'))

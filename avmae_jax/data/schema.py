@@ -364,6 +364,7 @@ class DatasetInfo:
       labels: head -> its classes; {} without labels.
       statistics: 'video'/'image' -> {'mean': [3], 'std': [3]} of RGB in [0, 1]; 'audio' -> convention ->
         {'mean', 'std'} of the log-mel; measured on the first split over all its clips.
+      longest_seconds: of the longest clip; None where nobody measured.
     """
 
     name: str
@@ -372,7 +373,13 @@ class DatasetInfo:
     splits: Mapping[str, tuple[ShardInfo, ...]]
     labels: Mapping[str, LabelSet]
     statistics: Mapping[str, Any]
+    longest_seconds: float | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def clip_seconds(self) -> float | None:
+        """How long clips are at most: as measured, or as long files were to be cut; None where that is not known."""
+        return self.media.clip_seconds if self.longest_seconds is None else self.longest_seconds
 
     def num_records(self, split: str) -> int:
         return sum(shard.num_records for shard in self.splits[split])
@@ -383,6 +390,8 @@ class DatasetInfo:
 
     def to_json(self) -> str:
         tree = dataclasses.asdict(self)
+        if self.longest_seconds is None:
+            del tree['longest_seconds']  # Folders prepared before it was measured keep their digest.
         for head, labels in self.labels.items():
             tree['labels'][head]['digest'] = labels.digest
         return json.dumps(tree, indent=1, sort_keys=True) + '\n'
@@ -406,6 +415,7 @@ class DatasetInfo:
             splits={name: tuple(ShardInfo(**shard) for shard in shards) for name, shards in tree['splits'].items()},
             labels=labels,
             statistics=tree['statistics'],
+            longest_seconds=float(tree['longest_seconds']) if 'longest_seconds' in tree else None,
         )
 
 

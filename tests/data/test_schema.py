@@ -70,6 +70,9 @@ def test_dataset_info_survives_its_json(toy_folder):
     assert info.num_records('train') == 11
     changed = dataclasses.replace(info, labels={'label': schema.LabelSet(('a', 'c', 'b'), False)})
     assert changed.digest() != info.digest()
+    measured = dataclasses.replace(info, longest_seconds=1.5)
+    assert schema.DatasetInfo.from_json(measured.to_json()) == measured and measured.clip_seconds == 1.5
+    assert info.clip_seconds == info.media.clip_seconds and 'longest_seconds' not in info.to_json()
 
 
 def test_label_names_must_fit_their_digest(toy_folder):

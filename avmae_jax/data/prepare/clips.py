@@ -167,6 +167,7 @@ class ClipResult(NamedTuple):
     failures: list[Failure]
     sums: Sums
     has: dict[str, bool]
+    seconds: float = 0.0
 
 
 class _Skip(Exception):
@@ -203,7 +204,7 @@ def make_clip(row: ClipRow, settings: Settings, split: str = '', measure: bool =
             sums.add_waveform(clip.waveform)
     except _Skip:
         return ClipResult(None, failures, Sums(), {})
-    return ClipResult(record, failures, sums if measure else Sums(), clip.has)
+    return ClipResult(record, failures, sums if measure else Sums(), clip.has, clip.duration)
 
 
 def resolve_trimmed(row: ClipRow, seconds: float | None) -> ClipRow:

@@ -329,6 +329,7 @@ def _finish(
         splits=splits,
         labels=manifest.labels,
         statistics=sums.statistics('image' if 'image' in settings.modalities else 'video'),
+        longest_seconds=max(shard.longest_seconds for _, shard in done),
     )
     shards.write_tfds_metadata(folder, info)
     shards.write_text(folder / schema.INFO_FILE, info.to_json())

@@ -31,6 +31,7 @@ class RowDone(NamedTuple):
     failures: list[Failure]
     sums: Sums
     has: dict[str, bool]
+    seconds: float = 0.0
 
 
 class ShardTask(NamedTuple):
@@ -64,7 +65,7 @@ class ShardTask(NamedTuple):
                 framed = tfrecord.frame_record(result.record) if result.record is not None else b''
                 file.write(framed)
                 file.flush()  # To the kernel: a killed process must not take it along.
-                done.append(RowDone(len(framed), result.failures, result.sums, result.has))
+                done.append(RowDone(len(framed), result.failures, result.sums, result.has, result.seconds))
                 report(done[-1])
             os.fsync(file.fileno())
         _finish(self, temporary, done)
@@ -153,6 +154,7 @@ def _finish(task: ShardTask, temporary: Path, done: list[RowDone]) -> None:
         'failures': [list(failure) for row in done for failure in row.failures],
         'sums': sums.to_json(),
         'modalities': sorted(modalities),
+        'longest_seconds': max((row.seconds for row in done), default=0.0),
     }
     write_text(folder / STATE_FOLDER / f'{task.file}.json', json.dumps(side) + '\n')
 
@@ -164,6 +166,7 @@ class ShardDone(NamedTuple):
     failures: list[Failure]
     sums: Sums
     modalities: list[str]
+    longest_seconds: float
 
 
 def read_done(folder: Path, file: str) -> ShardDone | None:
@@ -184,7 +187,8 @@ def parse_done(text: str) -> ShardDone:
     """The content of a side file; raises ValueError, KeyError or TypeError when it is none."""
     side = json.loads(text)
     failures = [Failure(*failure) for failure in side['failures']]
-    return ShardDone(schema.ShardInfo(**side['info']), failures, Sums(**side['sums']), side['modalities'])
+    info, sums = schema.ShardInfo(**side['info']), Sums(**side['sums'])
+    return ShardDone(info, failures, sums, side['modalities'], float(side['longest_seconds']))
 
 
 # -- The same folder for tensorflow_datasets, whose files are written here by hand: importing it takes seconds. --

@@ -46,6 +46,12 @@ def test_dataset_json_tells_the_truth_about_every_shard(prepared):
     info = schema.read_info(prepared)
     assert info.modalities == ('audio', 'video') and info.num_records('train') == 8 and info.num_records('test') == 2
     assert info.labels['label'].names == ('even', 'odd')
+    durations = [
+        schema.read_clip(payload).duration
+        for shard in [shard for split in info.splits.values() for shard in split]
+        for _, _, payload in tfrecord.scan_records(prepared / shard.file)
+    ]
+    assert info.clip_seconds == info.longest_seconds == pytest.approx(max(durations))
     for shard in [shard for split in info.splits.values() for shard in split]:
         data = (prepared / shard.file).read_bytes()
         index_text = (prepared / f'{shard.file}.index').read_bytes()
