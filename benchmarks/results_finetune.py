@@ -2,11 +2,13 @@
 
     python benchmarks/results_finetune.py --data=avmnist_shards --pretrained=RESULTS --output=FINETUNED
     python benchmarks/results_finetune.py --data=... --pretrained=... --output=... --tables=fusion --seeds=0
+    python benchmarks/results_finetune.py --data=... --pretrained=... --output=... --tables=augment --starts=scratch,mid
 
 RESULTS is what benchmarks/results_avmnist.py wrote: the runs of a seed start from RESULTS/ENCODER-seed-SEED.
-Two tables, each over several seeds:
+Three tables, each over several seeds:
 
   labels   scratch and the four starts, for sound, picture and both, with all labels, 10 % and 1 % of them
+  augment  the same starts for the sound, shifted and masked at random, with 10 % and 1 % of the labels and more steps
   fusion   with all labels, both modalities, from scratch and from what `separate` pretrained: bottlenecks, no exchange
            (late), concatenation from the layer of the bottlenecks on, and one sequence from the first layer on (early)
 
@@ -38,18 +40,22 @@ STARTS = (SCRATCH, 'separate', 'shared', 'early', 'mid')
 MODALITIES = {'sound': 'audio', 'picture': 'video', 'both': 'video+audio'}
 # Share of the labels -> epochs: 504, 240 and 100 steps of 32 clips.
 EPOCHS = {1.0: 6.0, 0.1: 30.0, 0.01: 100.0}
+AUGMENTED_EPOCHS = {0.1: 90.0, 0.01: 400.0}  # 720 and 400 steps.
 FUSIONS = {
     'bottleneck': 'fusion=bottleneck',
     'late': 'fusion=late',
     'concatenation': 'fusion=concatenation',
     'early': 'encoder=early',
 }
-TABLES = ('labels', 'fusion')
+TABLES = ('labels', 'augment', 'fusion')
 
 _DATA = flags.DEFINE_string('data', None, 'The prepared clips.')
 _PRETRAINED = flags.DEFINE_string('pretrained', None, 'What benchmarks/results_avmnist.py wrote.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for runs and tables.')
 _TABLES = flags.DEFINE_list('tables', list(TABLES), f'Any of {", ".join(TABLES)}.')
+_STARTS = flags.DEFINE_list(
+    'starts', list(STARTS), f'Of the tables `labels` and `augment`: any of {", ".join(STARTS)}.'
+)
 _LABELS = flags.DEFINE_list('labels', ['0.01', '0.1', '1'], 'Shares of the labels, of the table `labels`.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1'], 'Of parameters, the order of clips and the choice of labels.')
 _JOBS = flags.DEFINE_integer('jobs', 2, 'Runs at a time.')
@@ -64,6 +70,7 @@ class Run(NamedTuple):
       given: one of MODALITIES.
       labels: share of the labels that is trained on.
       fusion: one of FUSIONS.
+      augment: as in the config.
     """
 
     start: str
@@ -71,20 +78,35 @@ class Run(NamedTuple):
     given: str = 'both'
     labels: float = 1.0
     fusion: str = 'bottleneck'
+    augment: str = 'none'
 
     @property
     def name(self) -> str:
-        return f'{self.start}-{self.given}-{self.labels:g}-{self.fusion}-seed-{self.seed}'
+        kind = self.fusion if self.augment == 'none' else f'{self.fusion}-augmented'
+        return f'{self.start}-{self.given}-{self.labels:g}-{kind}-seed-{self.seed}'
+
+    @property
+    def epochs(self) -> float:
+        return (EPOCHS if self.augment == 'none' else AUGMENTED_EPOCHS)[self.labels]
 
 
-def runs_of(tables: Sequence[str], seeds: Sequence[int], shares: Sequence[float] = tuple(EPOCHS)) -> Iterator[Run]:
+def runs_of(
+    tables: Sequence[str],
+    seeds: Sequence[int],
+    shares: Sequence[float] = tuple(EPOCHS),
+    starts: Sequence[str] = STARTS,
+) -> Iterator[Run]:
     """Few labels first, as their runs are short and say most."""
     for seed in seeds:
         if 'labels' in tables:
             for labels in sorted(shares):
                 for given in MODALITIES:
-                    for start in STARTS:
+                    for start in starts:
                         yield Run(start, seed, given, labels)
+        if 'augment' in tables:
+            for labels in sorted(AUGMENTED_EPOCHS):
+                for start in starts:
+                    yield Run(start, seed, 'sound', labels, augment='sound')
         if 'fusion' in tables:
             for fusion in FUSIONS:
                 for start in (SCRATCH, 'separate'):
@@ -95,10 +117,11 @@ def commands(run: Run, data: str, pretrained: Path, folder: Path) -> dict[str, l
     """What to run, in order."""
     python = [sys.executable, '-m']
     arguments = f'modalities={MODALITIES[run.given]},{FUSIONS[run.fusion]}'
+    if run.augment != 'none':
+        arguments += f',augment={run.augment}'
     train = [*python, 'avmae_jax.train', f'--config={CONFIG}:{arguments}', f'--config.data.path={data}']
     train += [f'--config.seed={run.seed}', f'--config.data.subset_ratio={run.labels}']
-    epochs = EPOCHS[run.labels]
-    train += [f'--config.num_epochs={epochs}', f'--config.optimizer.warmup_epochs={epochs / 10}']
+    train += [f'--config.num_epochs={run.epochs}', f'--config.optimizer.warmup_epochs={run.epochs / 10}']
     if run.start == SCRATCH:
         # Rates that fall with depth are for layers that know something; fresh ones do not learn at a rate as high.
         train += ['--config.optimizer.layer_decay=1.0', '--config.optimizer.base_learning_rate=0.008']
@@ -134,15 +157,16 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 def labels_table(found: Mapping[Run, float]) -> list[list[str]]:
     """A line a start, a column for each modality and share of the labels."""
-    columns = [(labels, given) for labels in sorted(EPOCHS, reverse=True) for given in MODALITIES]
-    lines = [['start', *(f'{given}, {100 * labels:g} %' for labels, given in columns)]]
+    columns = [(given, labels, 'none') for labels in sorted(EPOCHS, reverse=True) for given in MODALITIES]
+    columns += [('sound', labels, 'sound') for labels in AUGMENTED_EPOCHS]
+    titles = {'none': '', 'sound': ', augmented'}
+    lines = [['start', *(f'{given}, {100 * labels:g} %{titles[augment]}' for given, labels, augment in columns)]]
     for start in STARTS:
         cells = []
-        for labels, given in columns:
-            wanted = (start, given, labels, 'bottleneck')
-            cells.append(
-                mean_and_deviation([v for r, v in found.items() if (r.start, r.given, r.labels, r.fusion) == wanted])
-            )
+        for column in columns:
+            wanted = (start, 'bottleneck', *column)
+            values = [v for r, v in found.items() if (r.start, r.fusion, r.given, r.labels, r.augment) == wanted]
+            cells.append(mean_and_deviation(values))
         lines.append([start, *cells])
     return lines
 
@@ -181,11 +205,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f'results_finetune: --labels={",".join(wrong)}: there are {", ".join(map("{:g}".format, EPOCHS))}.')
     if unknown:
         sys.exit(f'results_finetune: --tables={",".join(unknown)}: there are {", ".join(TABLES)}.')
+    if strange := sorted(set(_STARTS.value) - set(STARTS)):
+        sys.exit(f'results_finetune: --starts={",".join(strange)}: there are {", ".join(STARTS)}.')
     output, data = Path(_OUTPUT.value).absolute(), str(Path(_DATA.value).absolute())
     pretrained = Path(_PRETRAINED.value).absolute()
     runs = list(
         dict.fromkeys(
-            runs_of(_TABLES.value, [int(seed) for seed in _SEEDS.value], [float(share) for share in _LABELS.value])
+            runs_of(
+                _TABLES.value, [int(seed) for seed in _SEEDS.value], [float(x) for x in _LABELS.value], _STARTS.value
+            )
         )
     )
     if not _TABLE_ONLY.value:
