@@ -30,12 +30,17 @@ CLIPS_AT_ONCE = 128  # Read before they are embedded: what lies in the temporary
 
 
 def read_rows(media: str) -> list[ClipRow]:
-    """The clips of a folder, or of a list as `prepare` takes it; those without a file are left out."""
+    """The clips of a folder, or of a list as `prepare` takes it, in its order; files that are not there included."""
     chosen = lists.detect_format(media)
-    entries = [entry for entry in lists.FORMATS[chosen].read(lists.Source(media, '')) if entry.path]
-    if not entries:
+    entries = list(lists.FORMATS[chosen].read(lists.Source(media, '')))
+    if not any(entry.path for entry in entries):
         raise ValueError(f'{media} names no file that is there.')
-    return [ClipRow(printable(e.path), e.path, e.start or 0.0, e.end, {}, e.trimmed) for e in entries]
+    # As a failure tells: what was looked for, and where.
+    paths = [entry.path or os.path.join(os.path.dirname(media), entry.wanted) for entry in entries]
+    return [
+        ClipRow(f'{i} {printable(path)}', path, e.start or 0.0, e.end, {}, e.trimmed)
+        for i, (path, e) in enumerate(zip(paths, entries, strict=True))
+    ]
 
 
 def write_embeddings(

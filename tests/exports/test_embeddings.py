@@ -55,12 +55,16 @@ def test_what_cannot_be_read_is_listed_and_what_is_missing_is_empty(
     with wave.open(str(folder / 'c.wav'), 'wb') as file:
         file.setparams((1, 2, 16_000, 0, 'NONE', ''))
         file.writeframes(np.random.default_rng(0).integers(-9000, 9000, 8000).astype('<i2').tobytes())
-    arguments = [f'--checkpoint={tmp_path}/model', f'--embeddings={folder}', '--num_clips=2']
+    assert [row.path.rsplit('/', 1)[1] for row in embeddings.read_rows(str(folder))] == ['a.mp4', 'b.mp4', 'c.wav']
+    named = [*(f'media/{name},,' for name in ('a.mp4', 'b.mp4', 'c.wav')), 'gone.mp4,0,1', 'gone.mp4,1,2']
+    (tmp_path / 'list.csv').write_text('\n'.join(['path,start,end', *named]))
+    arguments = [f'--checkpoint={tmp_path}/model', f'--embeddings={tmp_path}/list.csv', '--num_clips=2']
     with pytest.raises(SystemExit) as caught:
         run_export(*arguments, f'--output={tmp_path}/out.parquet')
     assert caught.value.code == export.EXIT_DATA
     told = capsys.readouterr()
-    assert 'b.mp4' in told.err and '1 of 3 clips cannot be read' in told.err and '2 of 3 clips' in told.out
+    assert 'b.mp4' in told.err and f'{tmp_path}/gone.mp4: not scored: the file that the list names' in told.err
+    assert '3 of 5 clips cannot be read' in told.err and '2 of 5 clips' in told.out
     table = parquet.read_table(tmp_path / 'out.parquet')
     assert [path.rsplit('/', 1)[1] for path in table['path'].to_pylist()] == ['a.mp4', 'c.wav']
     assert [x is None for x in table['video'].to_pylist()] == [False, True]
