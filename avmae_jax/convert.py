@@ -69,7 +69,7 @@ def get_config():
 def describe_given() -> str:
     """What may be told of which format."""
     told = [f'{name} ({what}) of {kind}' for kind, each in FORMATS.items() for name, what in each.given.items()]
-    return ', '.join(told) or 'nothing so far'
+    return ', '.join(told)
 
 
 _FROM = flags.DEFINE_string('from', None, f'How the weights are published: {", ".join(FORMATS)}.')

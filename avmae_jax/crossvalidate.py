@@ -48,7 +48,7 @@ _NUM_CLIPS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _JOBS = flags.DEFINE_integer(
-    'jobs', 1, 'Folds at a time, each on its share of the cores; 1 where there is a GPU or TPU.'
+    'jobs', 1, 'Folds at a time, each on its share of the cores; leave it at 1 on a GPU or TPU.'
 )
 
 

@@ -27,7 +27,8 @@ What needs fitting is fitted on `--train_split` and never sees `--split`. Prints
 `--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way. With
 `--config=FILE` views, preprocessing and how data is read are those of that file; the model is that of the checkpoint.
 What is asked for beyond the run's own is in the names, so that nothing overwrites anything else:
-SPLIT-step-STEP-noaveraged, -clips-4, -from-TRAIN_SPLIT, -data-DIGEST, -settings-DIGEST.
+SPLIT-step-STEP-noaveraged, -clips-4, -from-TRAIN_SPLIT, -data-DIGEST, -settings-DIGEST; with `--random_init` they
+begin with SPLIT-random-init-seed-SEED.
 
 Over several processes the same command is given to each, with --coordinator=HOST:PORT --num_processes=N
 --process_id=I where no cluster is recognised; the first one prints and writes.
@@ -83,7 +84,9 @@ FINETUNED = ('benchmark', 'modalities', 'knn', 'probe', 'retrieval')
 EXIT_SETTINGS, EXIT_DATA, EXIT_INTERRUPTED = 2, 65, 130
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run: its last good checkpoint; results go there.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'One checkpoint, RUN/checkpoints/STEP, instead of the last.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'A run, or RUN/checkpoints/STEP, whose results go into that run if --workdir is not given.'
+)
 _SPLIT = flags.DEFINE_string('split', 'test', 'What is evaluated.')
 _TRAIN_SPLIT = flags.DEFINE_string('train_split', 'train', 'What neighbours, probes and maps are fitted on.')
 _WHAT = flags.DEFINE_list('what', [], f'Any of {", ".join(WHAT)}; what goes with the checkpoint if not given.')

@@ -5,6 +5,8 @@
 
 `docs/data.md` has the formats, every option, what becomes of dirty media, and recipes. Run the same command
 again after an interruption: only what is missing is done.
+
+Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _MODALITIES = flags.DEFINE_enum(
 _LABEL_NAMES = flags.DEFINE_multi_string(
     'label_names', [], 'File of class names, as PATH or HEAD=PATH; what is published beside a list is found by itself.'
 )
-_EVAL_FRACTION = flags.DEFINE_float('eval_fraction', 0.0, 'Share of the clips without a split that becomes "test".')
+_EVAL_FRACTION = flags.DEFINE_float('eval_fraction', 0.0, 'Share of the files without a split that becomes "test".')
 _CODEC = flags.DEFINE_enum(
     'codec', 'jpeg', CODECS, 'jpeg for local disks, h264 (a quarter the size) for object stores.'
 )

@@ -9,6 +9,8 @@ happened. The workdir gets
     metrics.jsonl     a line of figures every so many steps    events.*          the same for TensorBoard
     parameters.txt    the table of parameters                 pictures/*.png    what the model sees, and makes of it
     train.log         what was logged                         profile/          a trace, if one was asked for
+    goodput.jsonl     where the time went                     start.txt         what a start gave, if there was one
+    lock              of the job that is at work              damaged/          checkpoints that were passed over
 
 Exit codes: 0 done; 2 a setting is wrong, or another job is at work in the workdir; 65 the data cannot be read; 70 the
 loss was not finite (see nonfinite-STEP/ in the workdir); 71 stuck: no step for parallel.watchdog_seconds, or no batch

@@ -1,4 +1,4 @@
-"""A minute on two CPU cores: what `make demo` and the end-to-end test run.
+"""Two minutes on two CPU cores: what `make demo` and the end-to-end test run.
 
     python -m avmae_jax.train --config=configs/tiny.py --config.data.path=DIR --workdir=...
 

@@ -1,6 +1,6 @@
 """Finetuning on the clips of `make demo`, in a minute or two on a laptop CPU, from what `configs/tiny.py` pretrained.
 
-    python -m avmae_jax.train --config=configs/finetune/tiny.py --config.data.path=demo/shards \
+    python -m avmae_jax.train --config=configs/finetune/tiny.py --config.data.path=demo/dataset \
         --config.start.path=demo/run --workdir=RUN
     python -m avmae_jax.evaluate --workdir=RUN
 

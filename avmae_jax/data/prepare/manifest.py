@@ -60,7 +60,7 @@ def read_manifest(
     Args:
       inputs: lists or folders, each as PATH or SPLIT=PATH.
       label_names: head -> file of its class names.
-      eval_fraction: share of the clips without a split that goes to 'test', drawn by their ids.
+      eval_fraction: share of the files without a split whose clips go to 'test', drawn by their names.
     """
     if format != 'auto' and format not in lists.FORMATS:
         raise ValueError(f'format must be auto or one of {sorted(lists.FORMATS)}; got {format!r}.')
