@@ -1,4 +1,4 @@
-"""What to install. Ranges are what was tested (lowest in CI on Python 3.11); constraints.txt pins what CI used."""
+"""What to install: ranges. constraints.txt pins what CI uses, on Python 3.11."""
 
 from pathlib import Path
 

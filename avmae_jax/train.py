@@ -8,7 +8,7 @@ happened. The workdir gets
     config.json       the settings, every flag resolved       checkpoints/STEP   parameters, optimiser, position
     metrics.jsonl     a line of figures every so many steps    events.*          the same for TensorBoard
     parameters.txt    the table of parameters                 pictures/*.png    what the model sees, and makes of it
-    train.log         what was logged                         profile/          a trace, if one was asked for
+    train.log         what was logged; not in buckets         profile/          a trace, if one was asked for
     goodput.jsonl     where the time went                     start.txt         what a start gave, if there was one
     lock              of the job that is at work              damaged/          checkpoints that were passed over
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -38,6 +39,9 @@ class Account:
 
     def __init__(self, folder: epath.PathLike | None, seconds_before: float = 0.0):
         self._path = None if folder is None else epath.Path(folder) / FILE
+        self._earlier: str | None = None  # Sessions, in an object store: opened to grow, a file there begins anew.
+        if self._path is not None and '://' in os.fspath(self._path):
+            self._earlier = self._path.read_text() if self._path.exists() else ''
         self._opened = time.monotonic() - seconds_before
         self._began = time.time() - seconds_before
         self._spent = dict.fromkeys(('compile', 'restore', 'save', 'hooks'), 0.0)
@@ -78,6 +82,9 @@ class Account:
                 **self._spent, 'start': self._before_steps, 'data': waited_seconds, 'steps': max(0.0, rest),
             },
         }  # fmt: skip
+        if self._earlier is not None:
+            self._path.write_text(f'{self._earlier}{json.dumps(line)}\n')  # The last line is all that counts.
+            return
         with self._path.open('a') as file:
             file.write(json.dumps(line) + '\n')
 

@@ -47,6 +47,36 @@ with _as_if_not_installed('torch'):
 METRICS_FILE = 'metrics.jsonl'
 
 
+class _Lines:
+    """A text file that grows. In an object store no file does, and opened to grow it begins anew: there each flush
+    writes the whole text."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        in_store = '://' in os.fspath(path)
+        self._file = None if in_store else path.open('a')
+        self._text = path.read_text() if in_store and path.exists() else ''
+        self._changed = False
+
+    def write(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            self._text += line
+            self._changed = True
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+        elif self._changed:
+            self._path.write_text(self._text)
+            self._changed = False
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 class MetricWriter:
     """Writes into `workdir`; the files read as if the run had never been interrupted.
 
@@ -60,7 +90,7 @@ class MetricWriter:
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._metrics = self._workdir / METRICS_FILE
         _drop_lines(self._metrics, start_step)
-        self._lines = self._metrics.open('a')
+        self._lines = _Lines(self._metrics)
         # The event writer that tensorboardX puts on top of this one blocks for ever once its thread met a full disk.
         self._events = EventsWriter(os.fspath(self._workdir / 'events'), f'.{os.getpid()}')
         if start_step:
