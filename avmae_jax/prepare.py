@@ -139,15 +139,22 @@ def describe_summary(summary: job.Summary, output: str) -> str:
 
 
 def training_command(info: DatasetInfo, output: str) -> str:
+    tested = 'test'  # By the config.
     if 'image' in info.modalities:
-        config = 'configs/pretrain/imagenet.py'
+        config, tested = 'configs/pretrain/imagenet.py', 'validation'
     elif len(info.modalities) == 1:
         config = f'configs/tiny.py:modalities={info.modalities[0]}'
     else:
         config = 'configs/tiny.py'
     splits = list(info.splits)
-    if 'train' not in splits and len(splits) > 1:  # Folds, say.
-        config += f' --config.data.split={"+".join(splits[:-1])} --config.evaluation.split={splits[-1]}'
+    train = ['train'] if 'train' in splits else splits[:-1] or splits  # Folds, say.
+    others = [split for split in splits if split not in train]
+    if train != ['train']:
+        config += f' --config.data.split={"+".join(train)}'
+    if not others:
+        config += ' --config.evaluation.every_steps=0'
+    elif tested not in others:
+        config += f' --config.evaluation.split={others[-1]}'
     return f'python -m avmae_jax.train --config={config} --config.data.path={output} --workdir=runs/{info.name}'
 
 

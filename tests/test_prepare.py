@@ -182,9 +182,15 @@ def test_names_suit_tensorflow_datasets(path, wanted):
 def test_the_command_to_go_on_with_names_splits_that_there_are(tiny_dataset):
     info = schema.read_info(tiny_dataset)
     assert 'split' not in prepare.training_command(info, 'DIR')
-    folds = dataclasses.replace(info, splits=dict.fromkeys(('fold1', 'fold2', 'fold3'), ()))
-    command = prepare.training_command(folds, 'DIR')
-    assert '--config.data.split=fold1+fold2 --config.evaluation.split=fold3 ' in command
+    for splits, wanted in {
+        ('fold1', 'fold2', 'fold3'): ' --config.data.split=fold1+fold2 --config.evaluation.split=fold3 ',
+        ('train',): '.py --config.evaluation.every_steps=0 ',
+        ('eval',): ' --config.data.split=eval --config.evaluation.every_steps=0 ',
+        ('train', 'validation'): '.py --config.evaluation.split=validation ',
+    }.items():
+        assert wanted in prepare.training_command(dataclasses.replace(info, splits=dict.fromkeys(splits, ())), 'DIR')
+    images = dataclasses.replace(info, modalities=('image',), splits=dict.fromkeys(('train', 'validation'), ()))
+    assert 'split' not in prepare.training_command(images, 'DIR')
 
 
 def test_flags_may_be_written_with_dashes():
