@@ -25,7 +25,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Other clips for other seeds.')
 _SECONDS = flags.DEFINE_float('seconds', 2.0, 'Length of a clip.')
 _SIZE = flags.DEFINE_integer('size', 112, 'Side of the square picture in pixels.')
 _FPS = flags.DEFINE_float('fps', 25.0, 'Frames a second.')
-_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Default: one a core.')
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes; one a core if not given.')
 
 
 def main(argv: Sequence[str]) -> None:
