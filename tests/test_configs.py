@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from avmae_jax import checks, evaluate, experiment, settings, train
+from avmae_jax import checks, experiment, settings, subjects, train
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.models import sizes
@@ -209,7 +209,7 @@ def test_every_leaf_of_a_config_is_read(name, monkeypatch):
     monkeypatch.setattr(experiment.sources, 'read_labels', lambda source, head: [[0]] * len(source))
     experiment.build_train_stream(watched, experiment.open_train_sources(watched))
     # What is left is for the loop and what is done beside it, before it and after it.
-    verb = ''.join(pathlib.Path(module.__file__).read_text() for module in (train, evaluate, experiment))
+    verb = ''.join(pathlib.Path(module.__file__).read_text() for module in (train, subjects, experiment))
     for path in sorted(set(settings.flatten(config)) - read):
         section, _, leaf = path.partition('.')
         beside = ('seed', 'parallel', 'checkpoint', 'report', 'evaluation', 'start')

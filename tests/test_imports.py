@@ -18,7 +18,7 @@ LAYERS = (
     {'training', 'evaluation'},
     {'planning', 'exports'},
     {'experiment'},
-    {'starts'},
+    {'starts', 'subjects'},
     {'checks', 'pretrained'},
     VERBS,
 )
