@@ -29,7 +29,7 @@ PARTIAL = '.partial.'
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     """A folder to write into, which becomes `path` at the end of the block; that must not be there, or be empty."""
-    path = epath.Path(path)
+    path = _place(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f'{path} is there already: remove it, or write to another --output.')
     with _working_folder(path) as folder:
@@ -42,10 +42,16 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
 @contextlib.contextmanager
 def new_file(path: epath.PathLike) -> Iterator[epath.Path]:
     """A file to write, which takes the place of `path` at the end of the block."""
-    path = epath.Path(path)
+    path = _place(path)
     with _working_folder(path) as folder:
         yield folder / path.name
         (folder / path.name).replace(path)
+
+
+def _place(path: epath.PathLike) -> epath.Path:
+    """Where a path leads to: what takes the place of a link, or of '.', must lie beside what these stand for."""
+    text = os.fspath(path)
+    return epath.Path(text if '://' in text else os.path.realpath(text))
 
 
 @contextlib.contextmanager
