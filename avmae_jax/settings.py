@@ -235,6 +235,8 @@ def read_config(text: str) -> dict[str, Any]:
     made = runpy.run_path(file).get('get_config')
     if made is None:
         raise ValueError(f'--config={text}: {file} has no function get_config.')
+    if arguments and not inspect.signature(made).parameters:
+        raise ValueError(f'--config={text}: get_config of {file} takes no arguments.')
     return to_plain(made(arguments) if arguments else made())
 
 
