@@ -454,6 +454,19 @@ def test_a_wrong_argument_of_a_config_lists_the_right_ones(arguments):
         audioset.get_config(arguments)
 
 
+CONFIG_FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
+CONFIG_FILES = [path for path in sorted(CONFIG_FOLDER.rglob('*.py')) if 'def get_config' in path.read_text()]
+
+
+@pytest.mark.parametrize('file', CONFIG_FILES, ids=lambda file: str(file.relative_to(CONFIG_FOLDER)))
+def test_an_argument_that_a_config_does_not_have_is_refused(file, tmp_path):
+    with pytest.raises(ValueError, match="^Config argument 'colour=red': "):
+        settings.read_config(f'{file}:colour=red')
+    (tmp_path / 'own.py').write_text('def get_config():\n    return {}\n')
+    with pytest.raises(ValueError, match='get_config of .*own.py takes no arguments'):
+        settings.read_config(f'{tmp_path}/own.py:colour=red')
+
+
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     config, _ = build('tiny', batch_size=12)
     with pytest.raises(ValueError, match='multiple of the 8 devices'):

@@ -335,7 +335,7 @@ def test_another_modality_is_refused(published_video, tmp_path, arguments, compl
     with pytest.raises(ValueError, match='the weights are of an autoencoder, and the config is for a classifier'):
         classifying = settings.to_plain(finetune_tiny.get_config('modalities=video,encoder=shared'))
         convert.convert('huggingface', published_video, tmp_path / 'run', classifying)
-    with pytest.raises(ValueError, match="from='hugingface' is none of .*; did you mean huggingface"):
+    with pytest.raises(ValueError, match="^--from='hugingface' is none of .*; did you mean huggingface"):
         convert.convert('hugingface', published_video, tmp_path / 'run', config)
     with pytest.raises(ValueError, match='--given=heads: huggingface takes nothing'):
         convert.convert('huggingface', published_video, tmp_path / 'run', config, given={'heads': '3'})

@@ -94,6 +94,7 @@ def test_overrides_are_taken_out_of_the_command_line():
     )
     assert rest == ['evaluate', '--workdir=X']
     assert found == {'data.path': 'some/dir', 'batch_size': 8, 'a.b': None}
+    assert settings.split_overrides(['--config.data.path={[1]}'])[1] == {'data.path': '{[1]}'}  # Nothing in Python.
 
 
 def test_an_override_must_exist_and_fit():
@@ -103,7 +104,13 @@ def test_an_override_must_exist_and_fit():
     assert config['batch_size'] == 8
     with pytest.raises(ValueError, match='did you mean path'):
         settings.override(config, {'data.pth': 'y'})
-    for name, value in (('batch_size', 'many'), ('batch_size', True), ('data', 3), ('data.path', 4)):
+    for name, value in (
+        ('batch_size', 'many'),
+        ('batch_size', True),
+        ('data', 3),
+        ('data.path', 4),
+        ('data.mean', {1}),
+    ):
         with pytest.raises(ValueError, match=f'config.{name} is'):
             settings.override(config, {name: value})
     with pytest.raises(ValueError, match='data.path.more'):
