@@ -34,6 +34,8 @@ ROWS = {  # Name -> arguments of the config.
     'mid': 'encoder=mid',
     'inpainting': 'encoder=separate,objective=inpainting',
     'both': 'encoder=separate,objective=both',
+    'mid-decoder-separate': 'encoder=mid,decoder=separate',
+    'mid-decoder-joint': 'encoder=mid,decoder=joint',
 }
 FEATURES = ('video', 'audio', 'both')
 TRAINED, FRESH = 'pretrained', 'random init'
