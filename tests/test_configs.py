@@ -448,6 +448,13 @@ def test_a_setting_that_does_not_exist_is_refused_with_the_one_that_was_meant():
         checks.check(config, source_for('tiny'))
 
 
+def test_what_takes_the_place_of_null_is_looked_at_before_anything_is_read():
+    config, _ = build('tiny')
+    config['data']['num_workers'] = 'many'
+    with pytest.raises(ValueError, match="config.data.num_workers is 'many', where a whole number or null was due"):
+        experiment.build_eval_stream(config, source_for('tiny'))
+
+
 @pytest.mark.parametrize('arguments', ['encodr=mid', 'encoder=middle', 'modalities=sound', 'size'])
 def test_a_wrong_argument_of_a_config_lists_the_right_ones(arguments):
     with pytest.raises(ValueError, match='Config argument'):
