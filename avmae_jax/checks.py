@@ -97,7 +97,11 @@ def _check_numbers(config: Config) -> None:
     for name, least in LEAST.items():
         # A setting may be open, and runs of before it was there have none.
         value = values.get(name)
-        if value is not None and not value >= least:
+        if value is None:
+            continue
+        if not isinstance(value, int | float):
+            raise ValueError(f'config.{name} is {value!r:.80}, where a number was due.')
+        if not value >= least:
             remedy = '; config.evaluation.every_steps=0 trains without.' if name == 'evaluation.max_batches' else '.'
             raise ValueError(f'config.{name}={value} must be at least {least}{remedy}')
     for name in SHARES:

@@ -122,7 +122,7 @@ def convert(
 
 def read(kind: str, path: epath.PathLike, config: settings.Config, given: Mapping[str, str]) -> Imported:
     """The model in a file."""
-    format = settings.choose(FORMATS, 'from', kind)
+    format = settings.choose_flag(FORMATS, 'from', kind)
     unknown = sorted(set(given) - set(format.given))
     if unknown:
         raise ValueError(f'--given={unknown[0]}: {kind} takes {", ".join(format.given) or "nothing"}.')

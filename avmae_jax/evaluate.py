@@ -39,7 +39,6 @@ Exit codes: 0 done; 2 a setting is wrong, or a file cannot be read or written; 6
 
 from __future__ import annotations
 
-import hashlib
 import logging as python_logging
 import os
 import sys
@@ -48,34 +47,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import experiment, settings
-from avmae_jax.checkpoints.manager import DIGESTS_FILE
+from avmae_jax import experiment, settings, subjects
 from avmae_jax.data import files
 from avmae_jax.data.batches import TooManyDamagedError
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import DatasetInfo
 from avmae_jax.data.workers import LoaderError
-from avmae_jax.evaluation import (
-    benchmarks,
-    classes,
-    painting,
-    passes,
-    pictures,
-    prediction,
-    reconstruction,
-    results_file,
-    scores,
-    sound,
-    tables,
-)
+from avmae_jax.evaluation import benchmarks, classes, pictures, prediction, results_file, scores, sound, tables
+from avmae_jax.evaluation.evaluator import Evaluator
 from avmae_jax.objectives import Classification
-from avmae_jax.parallel import hosts, rules
-from avmae_jax.parallel import mesh as mesh_lib
+from avmae_jax.parallel import hosts
 from avmae_jax.progress import progress
+from avmae_jax.subjects import Subject
 from avmae_jax.training import writer
 
 WHAT = ('reconstruction', 'benchmark', 'modalities', 'knn', 'probe', 'retrieval')
@@ -111,187 +96,12 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the job, with -
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator.')
 
 
-class Subject(NamedTuple):
-    """What is evaluated.
+class Scored(NamedTuple):
+    """What was found, and of a benchmark what it was scored from, in the order of the records."""
 
-    Attributes:
-      info: the dataset it was trained on.
-      config: of its training, with the overrides of the command line.
-      own: config of its training, as it was.
-      trained_on: digest of the data it was trained on; '' for an imported model.
-      name: of its results: 'step-0001000', 'random-init-seed-0'.
-      about: where it comes from; goes into the results.
-      params: numpy arrays, the same on every process.
-    """
-
-    info: DatasetInfo
-    config: dict[str, Any]
-    own: dict[str, Any]
-    trained_on: str
-    name: str
-    about: dict[str, Any]
-    params: Any
-    model: Any
-    objective: Any
-    preprocess: Any
-
-
-# Of a config given besides the checkpoint; the rest describes the training that the checkpoint is of.
-TAKEN_SECTIONS = ('data', 'video', 'audio', 'image', 'preprocess', 'evaluation', 'batch_size')
-
-
-def load_subject(
-    checkpoint: epath.PathLike,
-    *,
-    overrides: Mapping[str, Any],
-    random_init: bool = False,
-    seed: int | None = None,
-    config: settings.Config | None = None,
-    averaged: bool = True,
-) -> Subject:
-    """The last good checkpoint of a run (or the one named), or what its training began with.
-
-    Args:
-      config: whose data, views and preprocessing take the place of those of the run.
-    """
-    restored = experiment.restore_model(checkpoint, averaged=averaged)
-    meta, step = restored.meta, int(restored.folder.name)
-    own = meta['config']
-    if config is not None:
-        if sorted(config['model']['tokenizers']) != sorted(own['model']['tokenizers']):
-            raise ValueError(
-                f'--config has {", ".join(sorted(config["model"]["tokenizers"]))} and the checkpoint '
-                f'{", ".join(sorted(own["model"]["tokenizers"]))}: give the arguments it was trained with.'
-            )
-        kept = {name: value for name, value in own.items() if name not in TAKEN_SECTIONS}
-        path = config['data']['path'] or own['data']['path']  # A file names no dataset.
-        taken = {name: config[name] for name in TAKEN_SECTIONS if name in config}
-        own = {**kept, **taken, 'data': {**config['data'], 'path': path}}
-    config = settings.override(own, overrides)
-    params, name = restored.params, f'step-{step:07d}'
-    about = {
-        'checkpoint': str(restored.folder),
-        'step': step,
-        'digest': hashlib.sha256((restored.folder / DIGESTS_FILE).read_bytes()).hexdigest(),
-        'trained_on': meta['dataset']['digest'],
-        'labels': {head: classes.digest for head, classes in restored.info.labels.items()},
-        'averaged': restored.averaged,
-    }
-    objective = experiment.build_objective(config)
-    if random_init:
-        seed = config['seed'] if seed is None else seed
-        shapes = {modality: tuple(shape) for modality, shape in meta['input_shapes'].items()}
-        init = experiment.make_init_params(restored.model, objective, shapes)
-        # The key that training/state.py initialises with, so that this is what the run began with.
-        params = jax.tree.map(np.asarray, jax.jit(init)(jax.random.split(jax.random.key(seed))[0]))
-        name, about = f'random-init-seed-{seed}', {'random_init': True, 'seed': seed}
-    return Subject(
-        info=restored.info,
-        config=config,
-        own=meta['config'],
-        trained_on=meta['dataset']['digest'],
-        name=name,
-        about=about,
-        params=params,
-        model=restored.model,
-        objective=objective,
-        # By the statistics of what it was trained on, whatever it is shown now.
-        preprocess=experiment.build_preprocess(config, restored.info),
-    )
-
-
-class Details(NamedTuple):
-    """What a benchmark was scored from, in the order of the records."""
-
+    results: dict[str, Any]
     ids: list[str]
     heads: dict[str, benchmarks.Head]
-
-
-class Evaluator:
-    """Runs passes over the splits of a dataset on all devices.
-
-    Attributes:
-      source: the split that is evaluated.
-      details: of the benchmark, once it has been scored.
-    """
-
-    def __init__(
-        self,
-        subject: Subject,
-        *,
-        batch_size: int | None,
-        num_clips: int | None,
-        split: str,
-        train_split: str,
-        layers: Sequence[int] = (),
-    ):
-        self.subject = subject
-        self.details: Details | None = None
-        self.layers = tuple(layers)
-        self.mesh = mesh_lib.make_mesh()
-        self.rows = rules.batch_sharding(self.mesh)
-        shardings = rules.state_shardings(subject.params, self.mesh, subject.config['parallel']['rules'])
-        self.params = jax.tree.map(hosts.global_array, subject.params, shardings)
-        self.splits = {'train': train_split, 'test': split}
-        self.source = experiment.open_sources(subject.config, split)
-        # In names, a number that is asked for stands even where the config says the same.
-        self.asked_clips = num_clips
-        self.num_clips = num_clips = _num_clips(subject.config, num_clips)
-        self.num_crops = experiment.build_view(subject.config).eval_crops
-        # A batch holds whole records on every host, and as many rows on every device.
-        unit = int(np.lcm(self.mesh.size, jax.process_count() * num_clips * self.num_crops))
-        self.batch_size = -(-(batch_size or subject.config['batch_size']) // unit) * unit
-
-    def collect(self, step: passes.RowStep, split: str, *, num_clips: int = 1, what: str) -> dict[str, Any]:
-        """What `step` gives for every record of a split."""
-        stream = experiment.build_eval_stream(
-            self.subject.config, split, batch_size=self.batch_size, num_clips=num_clips
-        )
-        with stream:
-            return passes.run_pass(
-                step,
-                self.params,
-                stream,
-                sharding=self.rows,
-                num_records=len(stream.source),
-                num_batches=len(stream),
-                what=f'{what}, {split}',
-            )
-
-    def features(self) -> dict[str, dict[str, Any]]:
-        """'train' and 'test' -> the table of a feature pass."""
-        step = passes.make_feature_step(self.subject.model, self.subject.preprocess, self.layers)
-        return {
-            role: self.collect(step, split, num_clips=self.num_clips, what='features')
-            for role, split in self.splits.items()
-        }
-
-    def logits(self, ways: Sequence[str]) -> dict[str, Any]:
-        """The table of a pass that scores classes."""
-        step = classes.make_logit_step(self.subject.model, self.subject.preprocess, ways)
-        return self.collect(step, self.splits['test'], num_clips=self.num_clips, what='classes')
-
-    def reconstruction(self) -> list[dict[str, Any]]:
-        subject = self.subject
-        step = reconstruction.make_reconstruction_step(subject.model, subject.objective, subject.preprocess)
-        table = self.collect(step, self.splits['test'], what='reconstruction')
-        return [error._asdict() for error in reconstruction.summarise(table, subject.preprocess)]
-
-    def paint(self, num_clips: int) -> tuple[dict[str, pictures.PatchedMedia], list[str]]:
-        """The first clips of the split before and after the model, by modality; and their ids."""
-        subject = self.subject
-        everywhere = jax.NamedSharding(self.mesh, jax.P())
-        paint = painting.make_painter(subject.model, subject.objective, subject.preprocess, num_clips)
-        unit = int(np.lcm(self.mesh.size, jax.process_count() * self.num_crops))
-        num_rows = -(-num_clips // unit) * unit
-        # One batch is not worth starting processes.
-        config = settings.override(subject.config, {'data.num_workers': 0})
-        with experiment.build_eval_stream(config, self.splits['test'], batch_size=num_rows) as stream:
-            batch = next(iter(stream))
-            paint_batch = jax.jit(rules.on_mesh(paint, self.mesh), out_shardings=everywhere)
-            painted = paint_batch(self.params, hosts.global_batch(batch, self.rows))
-        media, record = painting.patched(painted, subject.model, subject.objective)
-        return media, [self.source[int(i)].id for i in record]
 
 
 def choose_what(subject: Subject, asked: Sequence[str]) -> list[str]:
@@ -307,25 +117,12 @@ def choose_what(subject: Subject, asked: Sequence[str]) -> list[str]:
     return list(asked) or (['benchmark'] if finetuned else list(possible))
 
 
-def check_classes(subject: Subject, source: Mixture) -> None:
-    """Refuses to score a classifier by other classes than those it was trained on."""
-    for head in subject.objective.heads:
-        trained, given = subject.about.get('labels', {}).get(head), source.labels.get(head)
-        if given is None:
-            raise ValueError(f'{source.sources[0].info.name} has no labels for {head!r}, which the model scores.')
-        if trained is not None and trained != given.digest:
-            raise ValueError(
-                f'The classes of {head!r} in {source.sources[0].info.name}, or their order, are others than the model '
-                f'was trained on (label map {given.digest[:12]}, trained on {trained[:12]}): its scores would '
-                'mean nothing. Prepare the data with the same label map.'
-            )
-
-
-def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None = None) -> dict[str, Any]:
-    """Everything that was asked for and that the data allows; `evaluator.details` keeps what a benchmark is made of."""
-    results: dict[str, Any] = {}
+def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None = None) -> Scored:
+    """Everything that was asked for and that the data allows."""
+    scored = Scored({}, [], {})
     if 'benchmark' in what or 'modalities' in what:
-        results |= score_classes(evaluator, what, epic_annotations)
+        scored = score_classes(evaluator, what, epic_annotations)
+    results = scored.results
     if 'reconstruction' in what:
         results['reconstruction'] = evaluator.reconstruction()
     methods = [method for method in ('knn', 'probe') if method in what]
@@ -340,43 +137,31 @@ def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None
             results['classification'] = scores.classify(features, labels, methods)
         if retrieving:
             results['retrieval'] = scores.retrieve(features)
-    return results
+    return scored
 
 
-def score_classes(evaluator: Evaluator, what: Sequence[str], epic_annotations: str | None = None) -> dict[str, Any]:
+def score_classes(evaluator: Evaluator, what: Sequence[str], epic_annotations: str | None = None) -> Scored:
     """What a classifier scores: 'benchmark' and 'modalities', as far as they were asked for."""
     objective, labels = evaluator.subject.objective, evaluator.source.labels
     names = {head: labels[head].names for head in objective.heads}
     kind = classes.benchmark_kind(objective.heads)
     ways = classes.ways_of(list(evaluator.subject.model.tokenizers)) if 'modalities' in what else [classes.EVERYTHING]
+    if 'benchmark' in what and epic_annotations is not None and kind != 'verb-noun':
+        raise ValueError('--epic_annotations is for models with the heads verb and noun.')
     table = evaluator.logits(ways)
     heads = classes.heads_of(table, classes.EVERYTHING, names)
     results: dict[str, Any] = {}
+    ids: list[str] = []
     if 'benchmark' in what:
         ids = [evaluator.source[int(record)].id for record in table['record']]
         extra = {}
         if epic_annotations is not None:
-            if kind != 'verb-noun':
-                raise ValueError('--epic_annotations is for models with the heads verb and noun.')
-            extra = epic_subsets(epath.Path(epic_annotations), ids, {head: len(names[head]) for head in names})
+            counts = {head: len(names[head]) for head in names}
+            extra = benchmarks.read_subsets(epath.Path(epic_annotations), ids, counts)
         results['benchmark'] = benchmarks.score(kind, heads, **extra)
-        evaluator.details = Details(ids, heads)
     if 'modalities' in what:
         results['modalities'] = classes.modality_rows(table, kind, ways, names)
-    return results
-
-
-def epic_subsets(folder: epath.Path, ids: Sequence[str], num_classes: Mapping[str, int]) -> dict[str, Any]:
-    """The challenge's subsets, of the files that lie beside its annotations."""
-    unseen = benchmarks.read_unseen_participants(folder / 'EPIC_100_unseen_participant_ids_validation.csv')
-    tail = {
-        head: benchmarks.read_tail_classes(folder / f'EPIC_100_tail_{head}s.csv', head, count)
-        for head, count in num_classes.items()
-    }
-    return {'tail': tail, 'unseen': benchmarks.unseen_rows(ids, unseen)}
-
-
-# -- Files --
+    return Scored(results, ids, heads)
 
 
 def predict_files(subject: Subject, paths: Sequence[str], *, num_clips: int | None, top: int) -> bool:
@@ -386,7 +171,12 @@ def predict_files(subject: Subject, paths: Sequence[str], *, num_clips: int | No
     heads = subject.objective.heads
     with files.open_files(paths, subject.info, modalities=list(subject.model.tokenizers)) as source:
         if len(source):
-            table = score_files(subject, Mixture([source]), num_clips)
+            num_clips = num_clips or subjects.moments(subject.config)
+            rows = min(len(source) * num_clips, subject.config['batch_size'])
+            evaluator = Evaluator(
+                subject, split=Mixture([source]), batch_size=rows, num_clips=num_clips, in_workers=False
+            )
+            table = evaluator.logits(what='files')
             names = {head: subject.info.labels[head].names for head in heads}
             told = [source.paths[int(record)] for record in table['record']]
             guesses = prediction.predict(heads, table[classes.EVERYTHING], names, top)
@@ -395,41 +185,6 @@ def predict_files(subject: Subject, paths: Sequence[str], *, num_clips: int | No
         for failure in source.failures:
             print(f'evaluate: {files.describe(failure)}', file=sys.stderr, flush=True)
         return not any(failure.outcome == 'skipped' for failure in source.failures)
-
-
-def score_files(subject: Subject, source: Mixture, num_clips: int | None) -> dict[str, Any]:
-    """The logits of clips that are open already."""
-    mesh = mesh_lib.make_mesh()
-    shardings = rules.state_shardings(subject.params, mesh, subject.config['parallel']['rules'])
-    num_clips = _num_clips(subject.config, num_clips)
-    unit = int(np.lcm(mesh.size, jax.process_count() * num_clips * experiment.build_view(subject.config).eval_crops))
-    rows = min(len(source) * num_clips, subject.config['batch_size'])
-    config = settings.override(subject.config, {'data.num_workers': 0})
-    with experiment.build_eval_stream(
-        config, source, batch_size=-(-rows // unit) * unit, num_clips=num_clips
-    ) as stream:
-        return passes.run_pass(
-            classes.make_logit_step(subject.model, subject.preprocess),
-            jax.tree.map(hosts.global_array, subject.params, shardings),
-            stream,
-            sharding=rules.batch_sharding(mesh),
-            num_records=len(source),
-            num_batches=len(stream),
-            what='files',
-        )
-
-
-def _num_clips(config: settings.Config, asked: int | None) -> int:
-    if asked is not None:
-        return asked
-    # Runs of before this setting have none.
-    wanted = config['evaluation'].get('num_clips', 1)
-    if wanted < 1:
-        raise ValueError(f'config.evaluation.num_clips={wanted} must be at least 1.')
-    return wanted
-
-
-# -- The command --
 
 
 class FilesError(Exception):
@@ -450,7 +205,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     if any(value is not None for value in job) or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
         hosts.initialize(*job)
     began = time.monotonic()
-    subject = load_subject(
+    subject = subjects.load_subject(
         checkpoint,
         overrides=overrides,
         random_init=_RANDOM_INIT.value,
@@ -466,18 +221,18 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     evaluator = Evaluator(
         subject,
         batch_size=_BATCH_SIZE.value,
-        num_clips=_NUM_CLIPS.value,
+        num_clips=_NUM_CLIPS.value or subjects.moments(subject.config),
         split=_SPLIT.value,
         train_split=_TRAIN_SPLIT.value,
         layers=[int(layer) for layer in _LAYERS.value],
     )
     if isinstance(subject.objective, Classification):
-        check_classes(subject, evaluator.source)
-    data = describe_data(evaluator.source, evaluator.splits, num_clips=evaluator.num_clips)
+        subjects.check_classes(subject, evaluator.source)
+    data = describe_data(evaluator)
     notes = results_file.compare_data(subject.about, data)
     for note in notes:
         logging.warning('%s', note)
-    results = evaluate(evaluator, what, _EPIC.value)
+    scored = evaluate(evaluator, what, _EPIC.value)
     media: dict[str, pictures.PatchedMedia] = {}
     titles: list[str] = []
     if 'reconstruction' in what and _NUM_PICTURES.value:
@@ -486,7 +241,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
         return
     folder = epath.Path(_WORKDIR.value or experiment.find_checkpoints(checkpoint)[0].parent) / 'evaluation'
     folder.mkdir(parents=True, exist_ok=True)
-    name = f'{_SPLIT.value}-{subject.name}{describe_asked(evaluator, data)}'
+    name = f'{_SPLIT.value}-{subject.name}{describe_asked(subject, data, num_clips=_NUM_CLIPS.value)}'
     results_file.write(
         folder / f'{name}.json',
         {
@@ -496,14 +251,29 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
             'config': subject.config,
             'versions': experiment.versions(),
             'seconds': round(time.monotonic() - began, 1),
-            'results': results,
+            'results': scored.results,
         },
     )
-    written = [f'{name}.json']
-    if evaluator.details is not None:
-        details = evaluator.details
-        written += [path.name for path in benchmarks.write_details(folder / name, results['benchmark'], details.heads)]
-        classes.write_logits(folder / f'{name}-logits.npz', details.ids, details.heads)
+    written = [f'{name}.json', *write_beside(folder / name, scored, subject, media, titles)]
+    print(f'\n{subject.name} of {checkpoint}, split {_SPLIT.value}, {len(evaluator.source):,} clips\n')
+    print(tables.describe(scored.results))
+    print(''.join(f'\n{note}' for note in notes))
+    print(f'Written to {folder}: {", ".join(written)}', flush=True)
+
+
+def write_beside(
+    stem: epath.Path,
+    scored: Scored,
+    subject: Subject,
+    media: Mapping[str, pictures.PatchedMedia],
+    titles: Sequence[str],
+) -> list[str]:
+    """The tables and logits of a benchmark, the picture and the sounds, as far as there are any; their names."""
+    folder, name = stem.parent, stem.name
+    written = []
+    if benchmark := scored.results.get('benchmark'):
+        written += [path.name for path in benchmarks.write_details(stem, benchmark, scored.heads)]
+        classes.write_logits(folder / f'{name}-logits.npz', scored.ids, scored.heads)
         written.append(f'{name}-logits.npz')
     if titles:
         note = f'{subject.name}, split {_SPLIT.value}.'
@@ -513,10 +283,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
         if 'audio' in media and sound.can_be_heard(subject.preprocess):
             write_sounds(folder / f'{name}-sounds', media['audio'], subject.preprocess, len(titles))
             written.append(f'{name}-sounds/')
-    print(f'\n{subject.name} of {checkpoint}, split {_SPLIT.value}, {len(evaluator.source):,} clips\n')
-    print(tables.describe(results))
-    print(''.join(f'\n{note}' for note in notes))
-    print(f'Written to {folder}: {", ".join(written)}', flush=True)
+    return written
 
 
 def write_sounds(folder: epath.Path, media: pictures.PatchedMedia, preprocess: Any, num_clips: int) -> None:
@@ -528,32 +295,36 @@ def write_sounds(folder: epath.Path, media: pictures.PatchedMedia, preprocess: A
             (folder / f'{clip + 1:02d}-{row}.wav').write_bytes(data)
 
 
-def describe_asked(evaluator: Evaluator, data: Mapping[str, Any]) -> str:
-    """The part of a name that says what is not as the run has it."""
-    subject = evaluator.subject
+def describe_asked(subject: Subject, data: Mapping[str, Any], *, num_clips: int | None) -> str:
+    """The part of a name that says what is not as the run has it.
+
+    Args:
+      num_clips: what was asked for; that stands in the name even where the config says the same.
+    """
     own, now = settings.flatten(subject.own), settings.flatten(subject.config)
     changed = {
         name: now.get(name)
         for name in sorted(own.keys() | now.keys())
         if own.get(name) != now.get(name) and settings.is_within(name, results_file.DECIDING)
     }
-    as_the_run = evaluator.asked_clips is None and evaluator.num_clips == _num_clips(subject.own, None)
+    as_the_run = num_clips is None and data['num_clips'] == subjects.moments(subject.own)
     return results_file.asked(
         averaged=subject.about.get('averaged', True) or subject.own['optimizer'].get('average_decay') is None,
-        num_clips=None if as_the_run else evaluator.num_clips,
-        train_split=evaluator.splits['train'],
+        num_clips=None if as_the_run else data['num_clips'],
+        train_split=data['splits']['train'],
         data='' if data['digest'] == subject.trained_on else data['digest'],
         changed=changed,
     )
 
 
-def describe_data(source: Mixture, splits: Mapping[str, str], *, num_clips: int) -> dict[str, Any]:
+def describe_data(evaluator: Evaluator) -> dict[str, Any]:
     """Which clips and classes the results speak of; 'labels' is head -> digest of the names in their order."""
+    source = evaluator.source
     return {
         'digest': experiment.dataset_digest(source),
-        'splits': dict(splits),
+        'splits': dict(evaluator.splits),
         'num_records': len(source),
-        'num_clips': num_clips,
+        'num_clips': evaluator.num_clips,
         'labels': {head: classes.digest for head, classes in source.labels.items()},
     }
 

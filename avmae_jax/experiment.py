@@ -36,7 +36,7 @@ from avmae_jax.ops.preprocess import Preprocess
 from avmae_jax.ops.rand_augment import RandAugment
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
-from avmae_jax.settings import Config, choose, construct, to_plain, with_setting
+from avmae_jax.settings import Config, check_kinds, choose, construct, to_plain, with_setting
 from avmae_jax.structs import JOINT_ORDER, Batch, Modality
 from avmae_jax.training import optimizer as optimizer_lib
 from avmae_jax.training import state as state_lib
@@ -384,6 +384,8 @@ def build_eval_stream(
 
 
 def _loader_settings(section: Config) -> dict[str, Any]:
+    # It may be open, so that only here is seen what takes its place.
+    check_kinds('config.data', section, {'num_workers': int | None})
     num_workers = section['num_workers']
     if num_workers is None:
         num_workers = workers.default_num_workers(section['num_threads'])

@@ -12,7 +12,7 @@ install 'avmae_jax[plan]'`) or, for hosts x GPUs, jax's for NVIDIA (`'avmae_jax[
 data is needed. Without config.data.path, a dataset of the catalogue is taken that the config's file is named after, or
 --num_clips clips. --output gets plan.json and plan.png, and with --search all that was tried, search.json.
 
-Exit codes: 0 it fits; 1 it does not; 2 a setting is wrong; 3 the compiler failed.
+Exit codes: 0 it fits; 1 it does not; 2 a setting is wrong; 3 the compiler failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class ExitCode(enum.IntEnum):
     DOES_NOT_FIT = 1
     SETTINGS = 2
     COMPILER = 3
+    INTERRUPTED = 130
 
 
 # -- Data that nobody has prepared yet --
@@ -77,7 +78,7 @@ def describe_data(
     if dataset is None:
         stem = pathlib.Path(file.partition(':')[0]).stem
         dataset = next((name for name in catalogue.DATASETS if stem.startswith(name)), None)
-    known = None if dataset is None else settings.choose(catalogue.DATASETS, '--dataset', dataset)
+    known = None if dataset is None else settings.choose_flag(catalogue.DATASETS, 'dataset', dataset)
     if known is None and num_clips is None:
         raise ValueError(
             f'--config={file}: how many clips? Give --num_clips=N, --dataset=({"|".join(catalogue.DATASETS)}) or '
@@ -250,6 +251,7 @@ class Planner:
     def search(self, max_compiles: int) -> list[result.Plan]:
         """The layouts that were compiled, the best first; without any, the one that comes closest to fitting."""
         checks.check(self.config, self.source)
+        checks.check_attention(self.config, self.topology.devices[0].platform)  # The same in every layout.
         num_chips, limit = len(self.topology.devices), self.topology.chip.memory_bytes
         spread = search.meshes(num_chips, self.topology.num_islands, rules.RULES)
         ways = list(search.layouts(spread, self.config['batch_size']))
@@ -336,6 +338,9 @@ def main(argv: list[str], overrides: Mapping[str, Any]) -> int:
         logging.debug('The setting was found wrong here:', exc_info=True)
         print(f'plan: {error}', file=sys.stderr, flush=True)
         return ExitCode.SETTINGS
+    except KeyboardInterrupt:
+        print('plan: interrupted; nothing was written.', file=sys.stderr, flush=True)
+        return ExitCode.INTERRUPTED
 
 
 def run_main() -> None:

@@ -21,6 +21,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
+from avmae_jax import whole
+
 Config = Mapping[str, Any]
 
 CONFIG_FILE = 'config.json'
@@ -47,13 +49,16 @@ def load_config(path: epath.PathLike) -> dict[str, Any]:
         file = file / CONFIG_FILE
     if not file.exists():
         raise ValueError(f'{file} does not exist: a run writes its config there when it starts.')
-    return json.loads(file.read_text())
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f'{file} is not whole: {error}. Remove it: the next start writes it anew.') from error
 
 
 def save_config(config: Config, workdir: epath.PathLike) -> None:
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
+    """Whole or not at all: a run that is killed meanwhile goes on by what is there."""
+    with whole.new_file(epath.Path(workdir) / CONFIG_FILE) as file:
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, Any]:
@@ -169,10 +174,20 @@ def with_setting(where: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def choose(table: Mapping[str, Any], where: str, name: str) -> Any:
+    """What a table has under the name that the setting config.WHERE has; a wrong one is told with those that are."""
+    return _choose(table, f'config.{where}', name)
+
+
+def choose_flag(table: Mapping[str, Any], flag: str, name: str) -> Any:
+    """The same of the flag --FLAG."""
+    return _choose(table, f'--{flag}', name)
+
+
+def _choose(table: Mapping[str, Any], where: str, name: str) -> Any:
     if name not in table:
         close = difflib.get_close_matches(str(name), table, n=1)
         raise ValueError(
-            f'config.{where}={name!r} is none of {", ".join(table)}' + (f'; did you mean {close[0]}?' if close else '.')
+            f'{where}={name!r} is none of {", ".join(table)}' + (f'; did you mean {close[0]}?' if close else '.')
         )
     return table[name]
 
@@ -220,6 +235,8 @@ def read_config(text: str) -> dict[str, Any]:
     made = runpy.run_path(file).get('get_config')
     if made is None:
         raise ValueError(f'--config={text}: {file} has no function get_config.')
+    if arguments and not inspect.signature(made).parameters:
+        raise ValueError(f'--config={text}: get_config of {file} takes no arguments.')
     return to_plain(made(arguments) if arguments else made())
 
 
@@ -240,8 +257,8 @@ def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _can_replace(old: Any, new: Any) -> bool:
-    if isinstance(old, Mapping) or isinstance(new, Mapping):
-        return False
+    if isinstance(old, Mapping) or not isinstance(new, (*KIND_NAMES, list, tuple)):
+        return False  # Sections stay, and what Python writes otherwise, as {1, 2} or b'x', is no plain value.
     if old is None or new is None:
         return True
     kinds: dict[type, Any] = {float: (int, float), list: (list, tuple)}
@@ -258,6 +275,6 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
             continue
         try:
             found[match[1]] = ast.literal_eval(match[2])
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # All that it says of words.
             found[match[1]] = match[2]
     return rest, found

@@ -29,23 +29,29 @@ PARTIAL = '.partial.'
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     """A folder to write into, which becomes `path` at the end of the block; that must not be there, or be empty."""
-    path = epath.Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    place = _place(path)
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ValueError(f'{path} is there already: remove it, or write to another --output.')
-    with _working_folder(path) as folder:
+    with _working_folder(place) as folder:
         yield folder
-        if path.exists():
-            path.rmdir()
-        folder.rename(path)
+        if place.exists():
+            place.rmdir()
+        folder.rename(place)
 
 
 @contextlib.contextmanager
 def new_file(path: epath.PathLike) -> Iterator[epath.Path]:
     """A file to write, which takes the place of `path` at the end of the block."""
-    path = epath.Path(path)
-    with _working_folder(path) as folder:
-        yield folder / path.name
-        (folder / path.name).replace(path)
+    place = _place(path)
+    with _working_folder(place) as folder:
+        yield folder / place.name
+        (folder / place.name).replace(place)
+
+
+def _place(path: epath.PathLike) -> epath.Path:
+    """Where a path leads to: what takes the place of a link, or of '.', must lie beside what these stand for."""
+    text = os.fspath(path)
+    return epath.Path(text if '://' in text else os.path.realpath(text))
 
 
 @contextlib.contextmanager

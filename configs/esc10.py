@@ -15,7 +15,8 @@ SECONDS = 5.0
 SIZE = dict(width=96, num_heads=4, mlp_width=384, num_layers=4)
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
+    sections.parse_arguments(arguments)  # It has none.
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 32

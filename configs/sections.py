@@ -34,6 +34,8 @@ def parse_arguments(text: str | None, **defaults: str) -> ml_collections.ConfigD
     for part in filter(None, (text or '').split(',')):
         name, equals, value = part.partition('=')
         if not equals or name not in defaults:
+            if not defaults:
+                raise ValueError(f'Config argument {part!r}: this config has none.')
             close = difflib.get_close_matches(name, defaults, n=1)
             raise ValueError(
                 f'Config argument {part!r}: the arguments are {", ".join(f"{k}={v}" for k, v in defaults.items())}, '

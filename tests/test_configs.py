@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from avmae_jax import checks, evaluate, experiment, settings, train
+from avmae_jax import checks, experiment, settings, subjects, train
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.models import sizes
@@ -209,7 +209,7 @@ def test_every_leaf_of_a_config_is_read(name, monkeypatch):
     monkeypatch.setattr(experiment.sources, 'read_labels', lambda source, head: [[0]] * len(source))
     experiment.build_train_stream(watched, experiment.open_train_sources(watched))
     # What is left is for the loop and what is done beside it, before it and after it.
-    verb = ''.join(pathlib.Path(module.__file__).read_text() for module in (train, evaluate, experiment))
+    verb = ''.join(pathlib.Path(module.__file__).read_text() for module in (train, subjects, experiment))
     for path in sorted(set(settings.flatten(config)) - read):
         section, _, leaf = path.partition('.')
         beside = ('seed', 'parallel', 'checkpoint', 'report', 'evaluation', 'start')
@@ -448,10 +448,30 @@ def test_a_setting_that_does_not_exist_is_refused_with_the_one_that_was_meant():
         checks.check(config, source_for('tiny'))
 
 
+def test_what_takes_the_place_of_null_is_looked_at_before_anything_is_read():
+    config, _ = build('tiny')
+    config['data']['num_workers'] = 'many'
+    with pytest.raises(ValueError, match="config.data.num_workers is 'many', where a whole number or null was due"):
+        experiment.build_eval_stream(config, source_for('tiny'))
+
+
 @pytest.mark.parametrize('arguments', ['encodr=mid', 'encoder=middle', 'modalities=sound', 'size'])
 def test_a_wrong_argument_of_a_config_lists_the_right_ones(arguments):
     with pytest.raises(ValueError, match='Config argument'):
         audioset.get_config(arguments)
+
+
+CONFIG_FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
+CONFIG_FILES = [path for path in sorted(CONFIG_FOLDER.rglob('*.py')) if 'def get_config' in path.read_text()]
+
+
+@pytest.mark.parametrize('file', CONFIG_FILES, ids=lambda file: str(file.relative_to(CONFIG_FOLDER)))
+def test_an_argument_that_a_config_does_not_have_is_refused(file, tmp_path):
+    with pytest.raises(ValueError, match="^Config argument 'colour=red': "):
+        settings.read_config(f'{file}:colour=red')
+    (tmp_path / 'own.py').write_text('def get_config():\n    return {}\n')
+    with pytest.raises(ValueError, match='get_config of .*own.py takes no arguments'):
+        settings.read_config(f'{tmp_path}/own.py:colour=red')
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():

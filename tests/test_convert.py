@@ -11,12 +11,13 @@ from absl import flags
 from absl.testing import flagsaver
 from etils import epath
 
-from avmae_jax import convert, evaluate, experiment, plan, settings, starts, train
+from avmae_jax import convert, evaluate, experiment, plan, settings, starts, subjects, train
 from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
 from avmae_jax.data.schema import LabelSet
 from avmae_jax.evaluation import results_file
+from avmae_jax.evaluation.evaluator import Evaluator
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.training.writer import read_scalars
 from configs import tiny
@@ -209,10 +210,10 @@ def test_an_imported_model_goes_on_training(run, tmp_path):
 
 
 def test_an_imported_model_is_evaluated(run):
-    subject = evaluate.load_subject(run[0], overrides={})
+    subject = subjects.load_subject(run[0], overrides={})
     assert subject.name == 'step-0000000'
-    evaluator = evaluate.Evaluator(subject, batch_size=8, num_clips=1, split='test', train_split='train')
-    found = evaluate.evaluate(evaluator, ['reconstruction', 'knn'])
+    evaluator = Evaluator(subject, split='test', batch_size=8)
+    found = evaluate.evaluate(evaluator, ['reconstruction', 'knn']).results
     assert set(found) == {'reconstruction', 'classification'}
     assert all(np.isfinite(row['model']) for row in found['reconstruction'] if 'model' in row)
 
@@ -310,9 +311,9 @@ def test_a_classifier_keeps_its_classes_and_refuses_others(tiny_dataset, tmp_pat
     going_on = settings.load_config(tmp_path / 'run')
     with pytest.raises(ValueError, match="'label' are others .* model has 5 and the data 9.*config.start.heads=False"):
         train_to_its_end(settings.override(going_on, {'data.path': str(tiny_dataset)}), tmp_path / 'run')
-    subject = evaluate.load_subject(tmp_path / 'run', overrides={})
+    subject = subjects.load_subject(tmp_path / 'run', overrides={})
     with pytest.raises(ValueError, match='or their order, are others than the model was trained on'):
-        evaluate.check_classes(subject, experiment.open_train_sources(with_data))
+        subjects.check_classes(subject, experiment.open_train_sources(with_data))
     # What the file does not say, nobody makes up.
     (folder / 'preprocessor_config.json').unlink()
     with pytest.raises(ValueError, match='holds no audio statistics'):
@@ -334,7 +335,7 @@ def test_another_modality_is_refused(published_video, tmp_path, arguments, compl
     with pytest.raises(ValueError, match='the weights are of an autoencoder, and the config is for a classifier'):
         classifying = settings.to_plain(finetune_tiny.get_config('modalities=video,encoder=shared'))
         convert.convert('huggingface', published_video, tmp_path / 'run', classifying)
-    with pytest.raises(ValueError, match="from='hugingface' is none of .*; did you mean huggingface"):
+    with pytest.raises(ValueError, match="^--from='hugingface' is none of .*; did you mean huggingface"):
         convert.convert('hugingface', published_video, tmp_path / 'run', config)
     with pytest.raises(ValueError, match='--given=heads: huggingface takes nothing'):
         convert.convert('huggingface', published_video, tmp_path / 'run', config, given={'heads': '3'})

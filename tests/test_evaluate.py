@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from avmae_jax import evaluate, experiment, settings
+from avmae_jax import evaluate, experiment, settings, subjects
 from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data import schema
-from avmae_jax.evaluation import results_file
+from avmae_jax.evaluation import results_file, tables
+from avmae_jax.evaluation.evaluator import Evaluator
 from avmae_jax.training.state import to_items
 
 
@@ -37,14 +38,14 @@ def workdir(tmp_path_factory, tiny_dataset, smallest, repository):
 
 
 def make_evaluator(subject):
-    return evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train', layers=[1])
+    return Evaluator(subject, split='test', layers=[1])
 
 
 def test_a_run_is_scored_in_every_way_on_eight_devices(workdir):
-    subject = evaluate.load_subject(workdir, overrides={})
+    subject = subjects.load_subject(workdir, overrides={})
     evaluator = make_evaluator(subject)
     num_test = len(evaluator.source)
-    results = evaluate.evaluate(evaluator, list(evaluate.PRETRAINED))
+    results = evaluate.evaluate(evaluator, list(evaluate.PRETRAINED)).results
     assert {(e['modality'], e['unit']) for e in results['reconstruction']} == {
         ('video', 'input'), ('video', 'raw'), ('audio', 'input'), ('audio', 'raw'),
     }  # fmt: skip
@@ -53,16 +54,16 @@ def test_a_run_is_scored_in_every_way_on_eight_devices(workdir):
     assert all(s['num_test'] == num_test and 0 <= s['value'] <= 1 for s in results['classification'])
     assert {(r['query'], r['candidates']) for r in results['retrieval']} == {('video', 'audio'), ('audio', 'video')}
     json.dumps(results)
-    text = evaluate.tables.describe(results)
+    text = tables.describe(results)
     assert 'nats of log-mel' in text and 'video -> audio' in text and 'chance' in text
     media, titles = evaluator.paint(3)
     assert set(media) == {'video', 'audio'} and len(set(titles)) == 3
 
 
 def test_random_init_is_what_the_run_began_with(workdir):
-    saved = evaluate.load_subject(workdir, overrides={})
-    fresh = evaluate.load_subject(workdir, overrides={}, random_init=True)
-    other = evaluate.load_subject(workdir, overrides={}, random_init=True, seed=5)
+    saved = subjects.load_subject(workdir, overrides={})
+    fresh = subjects.load_subject(workdir, overrides={}, random_init=True)
+    other = subjects.load_subject(workdir, overrides={}, random_init=True, seed=5)
     jax.tree.map(np.testing.assert_array_equal, saved.params, fresh.params)
     assert not all(
         np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (fresh.params, other.params)), strict=True)
@@ -72,16 +73,15 @@ def test_random_init_is_what_the_run_began_with(workdir):
 
 
 def test_results_say_what_they_are_of_and_that_the_classes_are_others(workdir, tiny_dataset, tmp_path):
-    about = evaluate.load_subject(workdir, overrides={}).about
+    about = subjects.load_subject(workdir, overrides={}).about
     others = shutil.copytree(tiny_dataset, tmp_path / 'others')
     info = schema.read_info(others)
     turned = dataclasses.replace(info.labels['label'], names=info.labels['label'].names[::-1])
     (others / schema.INFO_FILE).write_text(dataclasses.replace(info, labels={'label': turned}).to_json())
     found = {}
     for folder in (tiny_dataset, others):
-        config = settings.override(settings.load_config(workdir), {'data.path': str(folder)})
-        source = experiment.open_sources(config, 'test')
-        data = evaluate.describe_data(source, {'train': 'train', 'test': 'test'}, num_clips=1)
+        subject = subjects.load_subject(workdir, overrides={'data.path': str(folder)})
+        data = evaluate.describe_data(Evaluator(subject, split='test'))
         found[folder] = results_file.compare_data(about, data)
     assert found[tiny_dataset] == []
     assert len(found[others]) == 2 and "classes of 'label'" in found[others][1]
@@ -94,6 +94,7 @@ def test_overrides_are_taken_out_of_the_command_line():
     )
     assert rest == ['evaluate', '--workdir=X']
     assert found == {'data.path': 'some/dir', 'batch_size': 8, 'a.b': None}
+    assert settings.split_overrides(['--config.data.path={[1]}'])[1] == {'data.path': '{[1]}'}  # Nothing in Python.
 
 
 def test_an_override_must_exist_and_fit():
@@ -103,7 +104,13 @@ def test_an_override_must_exist_and_fit():
     assert config['batch_size'] == 8
     with pytest.raises(ValueError, match='did you mean path'):
         settings.override(config, {'data.pth': 'y'})
-    for name, value in (('batch_size', 'many'), ('batch_size', True), ('data', 3), ('data.path', 4)):
+    for name, value in (
+        ('batch_size', 'many'),
+        ('batch_size', True),
+        ('data', 3),
+        ('data.path', 4),
+        ('data.mean', {1}),
+    ):
         with pytest.raises(ValueError, match=f'config.{name} is'):
             settings.override(config, {name: value})
     with pytest.raises(ValueError, match='data.path.more'):
@@ -112,10 +119,10 @@ def test_an_override_must_exist_and_fit():
 
 def test_a_damaged_checkpoint_is_not_scored(workdir, tmp_path):
     with pytest.raises(ValueError, match='neither a workdir'):
-        evaluate.load_subject(tmp_path, overrides={})
+        subjects.load_subject(tmp_path, overrides={})
     os.makedirs(tmp_path / 'checkpoints' / '7')
     with pytest.raises(ValueError, match='no checkpoint that is whole'):
-        evaluate.load_subject(tmp_path, overrides={})
+        subjects.load_subject(tmp_path, overrides={})
 
 
 def start_evaluation(workdir, repository, *arguments, num_devices):

@@ -19,9 +19,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from avmae_jax import evaluate, experiment, settings, starts, train
+from avmae_jax import evaluate, experiment, settings, starts, subjects, train
 from avmae_jax.checkpoints import manager
 from avmae_jax.data import schema
+from avmae_jax.evaluation.evaluator import Evaluator
 from avmae_jax.parallel import mesh as mesh_lib
 from avmae_jax.parallel import rules
 from avmae_jax.training.writer import read_scalars
@@ -270,7 +271,7 @@ def test_what_goes_with_another_kind_of_model_is_refused(runs, evaluate_with, tm
 def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_dataset):
     given = settings.read_config(str(repository / 'configs/finetune/tiny.py'))
     overrides = {'data.path': str(tiny_dataset), 'evaluation.num_clips': 3}
-    subject = evaluate.load_subject(runs.finetuned, overrides=overrides, config=given)
+    subject = subjects.load_subject(runs.finetuned, overrides=overrides, config=given)
     own = settings.load_config(runs.finetuned)
     # What is looked at is of the file; what the model is, and was trained for, stays.
     assert subject.config['video'] == given['video'] != own['video']
@@ -280,7 +281,7 @@ def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_datas
     }
     given = settings.read_config(str(repository / 'configs/finetune/tiny.py') + ':modalities=audio')
     with pytest.raises(ValueError, match='--config has audio and the checkpoint audio, video'):
-        evaluate.load_subject(runs.finetuned, overrides={}, config=given)
+        subjects.load_subject(runs.finetuned, overrides={}, config=given)
     with pytest.raises(ValueError, match='no function get_config'):
         settings.read_config(str(repository / 'configs/sections.py'))
 
@@ -296,13 +297,14 @@ def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_datas
     ],
 )
 def test_what_is_asked_beyond_the_run_itself_is_in_the_name(runs, options, overrides, asked, name):
-    subject = evaluate.load_subject(runs.finetuned, overrides=overrides, **options)
-    asked = {'num_clips': None, 'train_split': 'train', **asked}
-    evaluator = evaluate.Evaluator(subject, batch_size=None, split='test', **asked)
-    data = evaluate.describe_data(evaluator.source, evaluator.splits, num_clips=evaluator.num_clips)
-    assert re.fullmatch(name, evaluate.describe_asked(evaluator, data))
+    subject = subjects.load_subject(runs.finetuned, overrides=overrides, **options)
+    data = evaluate.describe_data(
+        Evaluator(subject, split='test', **{'num_clips': subjects.moments(subject.config), **asked})
+    )
+    num_clips = asked.get('num_clips')
+    assert re.fullmatch(name, evaluate.describe_asked(subject, data, num_clips=num_clips))
     other = {**data, 'digest': '0123456789abcdef'}
-    assert '-data-01234567' in evaluate.describe_asked(evaluator, other)
+    assert '-data-01234567' in evaluate.describe_asked(subject, other, num_clips=num_clips)
 
 
 @pytest.mark.parametrize('which', ['average', 'trained'])

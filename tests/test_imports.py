@@ -11,14 +11,14 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'avmae_jax'
 VERBS = {'train', 'evaluate', 'crossvalidate', 'prepare', 'inspect', 'make_clips', 'demo', 'plan', 'convert', 'export'}
 # Neighbours of a layer are strangers to each other.
 LAYERS = (
-    {'structs', 'progress', 'settings', 'whole'},
-    {'ops', 'jobs'},
+    {'structs', 'progress', 'whole'},
+    {'ops', 'jobs', 'settings'},
     {'models', 'objectives', 'data', 'parallel'},
     {'checkpoints', 'weights'},
     {'training', 'evaluation'},
     {'planning', 'exports'},
     {'experiment'},
-    {'starts'},
+    {'starts', 'subjects'},
     {'checks', 'pretrained'},
     VERBS,
 )

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import avmae_jax
-from avmae_jax import evaluate, experiment
+from avmae_jax import experiment, subjects
 from avmae_jax.data import video
 from avmae_jax.evaluation import passes
+from avmae_jax.evaluation.evaluator import Evaluator
 
 
 @pytest.fixture(scope='module')
@@ -43,8 +44,7 @@ def stored_media(evaluator):
 
 
 def make_evaluator(run):
-    subject = evaluate.load_subject(run, overrides={})
-    return evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train')
+    return Evaluator(subjects.load_subject(run, overrides={}), split='test')
 
 
 def test_features_are_those_that_evaluate_computes_of_the_same_clips(runs, models):
@@ -66,7 +66,7 @@ def test_features_are_those_that_evaluate_computes_of_the_same_clips(runs, model
 
 def test_scores_are_those_that_evaluate_computes_of_the_same_clips(runs, models):
     evaluator, model = make_evaluator(runs['finetuned']), models['finetuned']
-    table = evaluator.logits(['everything'])
+    table = evaluator.logits()
     logits = model.classify(**stored_media(evaluator))['label']
     assert logits.shape == (3, len(model.labels['label'])) and np.ptp(logits) > 0.1
     np.testing.assert_allclose(logits, table['everything']['label'], rtol=1e-4, atol=1e-5)

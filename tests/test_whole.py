@@ -1,14 +1,17 @@
 """Folders and files that appear whole or not at all, whoever is killed and whoever writes beside."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 
 import pytest
+from etils import epath
 
-from avmae_jax import whole
+from avmae_jax import settings, whole
+from avmae_jax.evaluation import results_file
 
 
 def names(folder):
@@ -24,6 +27,43 @@ def test_a_folder_appears_at_the_end_and_takes_the_place_of_an_empty_one(tmp_pat
     with pytest.raises(ValueError, match='run is there already'), whole.new_folder(tmp_path / 'run'):
         pass
     assert names(tmp_path / 'run') == ['a']
+
+
+@pytest.mark.parametrize('name', ['link', '.'])
+def test_an_empty_folder_may_be_called_otherwise(tmp_path, monkeypatch, name):
+    (tmp_path / 'disk/run').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk/run')
+    monkeypatch.chdir(tmp_path / 'disk/run' if name == '.' else tmp_path)
+    with whole.new_folder(name) as folder:
+        (folder / 'a').write_text('1')
+    assert names(tmp_path) == ['disk', 'link'] and (tmp_path / 'link').is_symlink()
+    assert names(tmp_path / 'disk') == ['run'] and names(tmp_path / 'disk/run') == ['a']
+
+
+def write_results(folder, text):
+    content = {'subject': {}, 'data': {}, 'config': {}, 'results': {'reconstruction': text}}
+    results_file.write(epath.Path(folder) / 'config.json', content)
+
+
+@pytest.mark.parametrize('write', [lambda folder, text: settings.save_config({'a': text}, folder), write_results])
+def test_a_disk_that_is_full_leaves_settings_and_results_as_they_were(tmp_path, write):
+    write(tmp_path, 'old')
+    before, limits = (tmp_path / 'config.json').read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match='too large'):
+            write(tmp_path, 'new')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ['config.json'] and (tmp_path / 'config.json').read_text() == before
+
+
+def test_what_an_earlier_version_left_by_halves_is_told_or_written_anew(tmp_path):
+    (tmp_path / 'config.json').write_text('{"a": ')
+    with pytest.raises(ValueError, match='config.json is not whole: .* Remove it'):
+        settings.load_config(tmp_path)
+    write_results(tmp_path, 'new')
+    assert settings.load_config(tmp_path)['results'] == {'reconstruction': 'new'}
 
 
 def test_a_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):

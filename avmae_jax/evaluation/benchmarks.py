@@ -359,6 +359,16 @@ def read_tail_classes(path: epath.PathLike, head: str, num_classes: int) -> Bool
     return tail
 
 
+def read_subsets(folder: epath.Path, ids: Sequence[str], num_classes: Mapping[str, int]) -> dict[str, Any]:
+    """What `verb_noun` takes of the challenge's subsets, from the files that lie beside its annotations."""
+    unseen = read_unseen_participants(folder / 'EPIC_100_unseen_participant_ids_validation.csv')
+    tail = {
+        head: read_tail_classes(folder / f'EPIC_100_tail_{head}s.csv', head, count)
+        for head, count in num_classes.items()
+    }
+    return {'tail': tail, 'unseen': unseen_rows(ids, unseen)}
+
+
 def _read_column(path: epath.PathLike, column: str) -> list[str]:
     lines = list(csv.DictReader(epath.Path(path).read_text().splitlines()))
     if not lines or column not in lines[0]:

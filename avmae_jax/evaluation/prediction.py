@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -113,14 +113,6 @@ def prediction_table(paths: Sequence[str], predictions: Sequence[Mapping[str, Se
             rows += [[head if i == 0 else '', g.name, f'{g.score:.4f}'] for i, g in enumerate(guesses)]
         blocks.append(f'{path}\n{format_table(rows)}')
     return '\n\n'.join(blocks)
-
-
-def prediction_json(paths: Sequence[str], predictions: Sequence[Mapping[str, Sequence[Guess]]]) -> list[dict[str, Any]]:
-    """The same for a program."""
-    return [
-        {'file': path, 'predictions': {head: [guess._asdict() for guess in guesses] for head, guesses in each.items()}}
-        for path, each in zip(paths, predictions, strict=True)
-    ]
 
 
 def _first(logits: Float[Array, 'n c'], k: int) -> np.ndarray:

@@ -14,9 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from avmae_jax import settings
+from avmae_jax import settings, whole
 
 DIGITS = 8  # Of a digest, in a name.
 # Kind of results -> what tells its rows apart; the others are rewritten as a whole.
@@ -74,11 +75,20 @@ def find(workdir: epath.PathLike, split: str, *, subject: str = 'step', asked: s
 
 def write(path: epath.Path, content: Mapping[str, Any]) -> None:
     """Beside what the file holds already of the same subject on the same data."""
-    if path.exists():
-        before = json.loads(path.read_text())
-        if _identity(before) == _identity(content):
-            content = {**content, 'results': _together(before['results'], content['results'])}
-    path.write_text(json.dumps(content, indent=1) + '\n')
+    before = _read(path) if path.exists() else None
+    if before is not None and _identity(before) == _identity(content):
+        content = {**content, 'results': _together(before['results'], content['results'])}
+    with whole.new_file(path) as file:
+        file.write_text(json.dumps(content, indent=1) + '\n')
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    """What a file holds; None where it is not whole: what was computed now is not to be lost over that."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        logging.warning('%s was not whole (%s); it is written anew.', path, error)
+        return None
 
 
 def _identity(content: Mapping[str, Any]) -> Any:

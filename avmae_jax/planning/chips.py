@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from avmae_jax.settings import choose
-
 
 class Chip(NamedTuple):
     """Attributes:
@@ -126,7 +124,3 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
         ),
     }
 )
-
-
-def chip(name: str) -> Chip:
-    return choose(CHIPS, 'topology', name)

@@ -105,8 +105,8 @@ def wanted_bytes(message: str) -> float | None:
     if 'RESOURCE_EXHAUSTED' not in message and 'Ran out of memory' not in message:
         return None
     units = {'K': 2.0**10, 'M': 2.0**20, 'G': 2.0**30, 'T': 2.0**40}
-    found = re.findall(r'([\d.]+)([KMGT])', message)
-    return max((float(number.rstrip('.')) * units[unit] for number, unit in found), default=math.inf)
+    found = re.findall(r'(\d+(?:\.\d+)?)([KMGT])', message)
+    return max((float(number) * units[unit] for number, unit in found), default=math.inf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -402,15 +402,6 @@ def _written(program: Program, root: Instruction, lines: Sequence[Instruction]) 
 # -- Sums --
 
 
-def total_bytes(found: Sequence[Collective]) -> dict[str, dict[str, int]]:
-    """kind -> dtype -> bytes of a step: array bytes, as often as they are sent."""
-    table: dict[str, dict[str, int]] = {}
-    for each in found:
-        row = table.setdefault(each.kind, {})
-        row[each.dtype] = row.get(each.dtype, 0) + each.array_bytes * each.times
-    return table
-
-
 def gradient_dtypes(found: Sequence[Collective], smallest: int = 16) -> dict[str, int]:
     """dtype -> bytes of what is added up over devices behind the forward pass: gradients of parameters.
 

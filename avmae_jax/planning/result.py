@@ -228,11 +228,12 @@ def picture(plan: Plan) -> drawing.Picture:
     parts = dict(_parts(memory))
     if memory.temporary is None and math.isfinite(memory.peak):
         parts['all together'] = memory.peak
+    peak = f'{memory.peak / 2**30:.2f}' if math.isfinite(memory.peak) else 'unknown'
     charts = [
         drawing.caption(f'{plan.title} on {plan.topology.name}: {plan.layout}', WIDTH, scale=0.5),
         bars(
             {name.replace('temporary', 'activations and gradients'): size / 2**30 for name, size in parts.items()},
-            f'HBM of a chip, GiB: {memory.peak / 2**30:.2f} of {memory.limit / 2**30:.2f}',
+            f'HBM of a chip, GiB: {peak} of {memory.limit / 2**30:.2f}',
             limit=memory.limit / 2**30,
         ),
     ]

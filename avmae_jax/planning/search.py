@@ -26,11 +26,15 @@ def meshes(
         axes = set(table.values())
         island = num_chips // num_islands
         for model in _powers(min(max_model, island), 2) if 'model' in axes else [1]:
+            if island % model:
+                continue
+            rest = island // model
             # Groups of two or three share so little that they are for islands that have no more.
-            shared = _powers(min(MAX_GROUP, island // model), 4) or _powers(island // model, 2)
-            for data in shared if 'data' in axes else [island // model]:
-                if island % (data * model) == 0:
-                    yield name, {'replica': num_chips // data // model, 'data': data, 'model': model}
+            shared = [data for data in _powers(min(MAX_GROUP, rest), 4) if rest % data == 0]
+            if not shared and 1 < rest <= MAX_GROUP:
+                shared = [rest]
+            for data in shared if 'data' in axes else [rest]:
+                yield name, {'replica': num_chips // data // model, 'data': data, 'model': model}
 
 
 def _powers(most: int, least: int) -> list[int]:

@@ -16,7 +16,8 @@ from jax.experimental import topologies
 
 from avmae_jax.ops.attention import cudnn_is_installed
 from avmae_jax.planning import gpus
-from avmae_jax.planning.chips import Chip, chip
+from avmae_jax.planning.chips import CHIPS, Chip
+from avmae_jax.settings import choose_flag
 
 # What libtpu wants to know of a machine with a TPU; without them it looks around, and complains.
 LIBTPU_SETTINGS = {
@@ -93,7 +94,7 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
     if not found:
         raise ValueError(f'--topology={name!r} is no topology: give a chip and a shape, such as {EXAMPLES}.')
-    kind = chip(found[1])
+    kind = choose_flag(CHIPS, 'topology', found[1])
     shape = tuple(int(size) for size in found[2].split('x'))
     if min(shape) < 1:
         raise ValueError(f'--topology={name!r}: every size must be at least 1.')

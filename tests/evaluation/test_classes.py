@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from avmae_jax import evaluate
-from avmae_jax.evaluation import classes, tables
+from avmae_jax.evaluation import benchmarks, classes, tables
 from avmae_jax.structs import Batch
 
 NAMES = {'label': ('cat', 'dog', 'owl')}
@@ -100,7 +99,7 @@ def test_the_subsets_of_the_challenge_are_read_from_the_files_beside_its_annotat
     (tmp_path / 'EPIC_100_unseen_participant_ids_validation.csv').write_text('participant_id\nP18\n')
     (tmp_path / 'EPIC_100_tail_verbs.csv').write_text('verb\n1\n')
     (tmp_path / 'EPIC_100_tail_nouns.csv').write_text('noun\n0\n3\n')
-    found = evaluate.epic_subsets(epath.Path(tmp_path), ['P01_11_0', 'P18_02_7'], {'verb': 2, 'noun': 4})
+    found = benchmarks.read_subsets(epath.Path(tmp_path), ['P01_11_0', 'P18_02_7'], {'verb': 2, 'noun': 4})
     assert found['unseen'].tolist() == [False, True]
     assert {head: x.tolist() for head, x in found['tail'].items()} == {
         'verb': [False, True], 'noun': [True, False, False, True],

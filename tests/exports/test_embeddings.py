@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import avmae_jax
-from avmae_jax import evaluate, export, pretrained
+from avmae_jax import export, pretrained, subjects
 from avmae_jax.data import schema
 from avmae_jax.evaluation import passes
+from avmae_jax.evaluation.evaluator import Evaluator
 from avmae_jax.exports import embeddings
 
 parquet = pytest.importorskip('pyarrow.parquet', reason="needs pip install 'avmae_jax[export]'")
@@ -31,8 +32,8 @@ def test_a_list_of_clips_becomes_rows_with_the_features_that_evaluate_scores(
     assert table.column_names == ['path', 'start', 'end', 'video', 'audio']
     assert table.schema.metadata[b'avmae_jax'] == repr(f'{pretrained_run.name}/checkpoints/7').encode()
     assert table['path'].to_pylist() == [str(tiny_clips.parent / row['path']) for row in rows]
-    subject = evaluate.load_subject(pretrained_run, overrides={})
-    evaluator = evaluate.Evaluator(subject, batch_size=None, num_clips=1, split='test', train_split='train')
+    subject = subjects.load_subject(pretrained_run, overrides={})
+    evaluator = Evaluator(subject, split='test')
     wanted = evaluator.collect(passes.make_feature_step(subject.model, subject.preprocess), 'test', what='features')
     ids = [evaluator.source[i].id for i in range(len(evaluator.source))]
     order = [ids.index(row['path'].rsplit('.', 1)[0]) for row in rows]

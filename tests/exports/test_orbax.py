@@ -4,7 +4,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import avmae_jax
-from avmae_jax import evaluate, experiment, export, pretrained, starts
+from avmae_jax import experiment, export, pretrained, starts, subjects
+from avmae_jax.evaluation.evaluator import Evaluator
 from avmae_jax.weights.table import flatten
 
 
@@ -37,7 +38,7 @@ def test_a_finetuning_starts_from_it_as_from_the_run(pretrained_run, small_finet
 def test_the_average_is_stored_as_the_parameters_and_is_evaluated(finetuned_run, tmp_path):
     trained = pretrained.read_run(finetuned_run)
     export.export(tmp_path / 'out', trained, 'orbax', 'float32')
-    subject = evaluate.load_subject(tmp_path / 'out', overrides={})
+    subject = subjects.load_subject(tmp_path / 'out', overrides={})
     assert equal_bits(subject.params, trained.params) and not subject.about['averaged']
     assert equal_bits(avmae_jax.load_pretrained(tmp_path / 'out').params, trained.params)
 
@@ -72,8 +73,7 @@ def test_no_folder_of_the_machine_is_published(format_name, finetuned_run, tmp_p
 
 def test_evaluating_an_export_asks_for_the_data(finetuned_run, tiny_dataset, tmp_path):
     export.export(tmp_path / 'out', pretrained.read_run(finetuned_run), 'orbax', 'float32')
-    asked = dict(batch_size=None, num_clips=1, split='test', train_split='train')
     with pytest.raises(ValueError, match='config.data.path is empty: give --config.data.path=DIR'):
-        evaluate.Evaluator(evaluate.load_subject(tmp_path / 'out', overrides={}), **asked)
-    subject = evaluate.load_subject(tmp_path / 'out', overrides={'data.path': str(tiny_dataset)})
-    assert len(evaluate.Evaluator(subject, **asked).source)
+        Evaluator(subjects.load_subject(tmp_path / 'out', overrides={}), split='test')
+    subject = subjects.load_subject(tmp_path / 'out', overrides={'data.path': str(tiny_dataset)})
+    assert len(Evaluator(subject, split='test').source)

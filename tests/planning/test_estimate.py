@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 
 import jax
@@ -35,7 +36,7 @@ def grid(name: str, num_slices: int = 1) -> topology_lib.Topology:
     [
         ('v5e', 'v5e:4x4'),
         ('v5e:4x4x4', '2 dimensions, not 3'),
-        ('v5f:4x4', 'did you mean v5'),
+        ('v5f:4x4', "^--topology='v5f' is none of v4, .* did you mean v5"),
         ('h200:16', 'h200:4x8'),
         ('h200:0x8', 'at least 1'),
     ],
@@ -163,6 +164,7 @@ def test_a_state_that_is_not_donated_is_there_twice():
 def test_the_compilers_complaint_says_how_much_is_wanted():
     told = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.83G of 15.75G hbm. Exceeded by 5.08G.'
     assert estimate.wanted_bytes(told) == pytest.approx(20.83 * 2**30)
+    assert estimate.wanted_bytes('RESOURCE_EXHAUSTED: out of memory...Try less') == math.inf
     assert estimate.wanted_bytes('INVALID_ARGUMENT: 20.83G') is None
 
 
@@ -200,6 +202,12 @@ def test_meshes_use_every_chip_and_keep_shards_of_the_state_in_a_slice():
         assert mesh['model'] == 1 or name == 'both'
     assert ('fsdp', {'replica': 2, 'data': 16, 'model': 1}) in found
     assert len({str(each) for each in found}) == len(found)
+
+
+@pytest.mark.parametrize('island, data', [(2, 2), (3, 3), (6, 6), (7, 7), (8, 8), (12, 4)])
+def test_a_state_is_split_over_any_number_of_chips(island, data):
+    found = list(search.meshes(2 * island, 2, RULES))
+    assert ('fsdp', {'replica': 2 * island // data, 'data': data, 'model': 1}) in found
 
 
 class Machine:

@@ -45,6 +45,8 @@ def test_clips_and_classes_that_no_catalogue_knows_are_asked_for(read):
     with pytest.raises(ValueError, match='--num_classes=label=N'):
         describe(read(sounds), sounds, num_clips=22_000)
     assert len(describe(read(sounds), sounds, num_clips=22_000, num_classes={'label': 32}).labels['label'].names) == 32
+    with pytest.raises(ValueError, match="^--dataset='vgg' is none of audioset, vggsound"):
+        describe(read(sounds), sounds, dataset='vgg')
     with pytest.raises(ValueError, match='--num_classes=label: give HEAD=COUNT'):
         plan.parse_classes(['label'])
 
@@ -110,3 +112,16 @@ def test_what_no_layout_can_hold_is_told_without_compiling(planner, monkeypatch)
     assert 1000 < found.memory.peak < math.inf and 'take more chips or a smaller batch' in result.text(found)
     with pytest.raises(ValueError, match='No layout suits 8 chips with config.batch_size=9: .* such as 16'):
         planner(batch_size=9).search(max_compiles=4)
+    with pytest.raises(ValueError, match="config.model.compute.attention='splash' is a kernel of tpu"):
+        planner(**{'model.compute.attention': 'splash'}).search(max_compiles=4)
+    with pytest.raises(ValueError, match="config.data.num_workers is 'many', where a number was due"):
+        planner(**{'data.num_workers': 'many'}).search(max_compiles=4)
+
+
+def test_an_interrupted_plan_ends_in_one_line(monkeypatch, capsys):
+    def interrupt(overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, 'run', interrupt)
+    assert plan.main(['plan'], {}) == plan.ExitCode.INTERRUPTED == 130
+    assert capsys.readouterr().err == 'plan: interrupted; nothing was written.\n'
