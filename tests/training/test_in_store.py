@@ -6,6 +6,7 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
+from avmae_jax import settings
 from avmae_jax.training import goodput, writer
 
 WORKDIR = epath.Path('gs://bucket/run')
@@ -65,3 +66,10 @@ def test_goodput_of_all_sessions_is_kept():
         for step in (last - 1, last):
             account.write(step, 0.0)
     assert [(one['first_step'], one['step']) for one in goodput.read(WORKDIR)] == [(0, 5), (3, 9)]
+
+
+def test_settings_take_the_place_of_the_old_ones():
+    for seed in (1, 2):
+        settings.save_config({'seed': seed}, WORKDIR)
+    assert settings.load_config(WORKDIR) == {'seed': 2}
+    assert [path.name for path in WORKDIR.iterdir()] == ['config.json']
