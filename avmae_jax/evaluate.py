@@ -90,7 +90,7 @@ _FILES = flags.DEFINE_multi_string('files', [], 'Media files to score, one or se
 _TOP = flags.DEFINE_integer('top', 5, 'Classes that are printed for each of --files.', lower_bound=1)
 _EPIC = flags.DEFINE_string('epic_annotations', None, 'EPIC-KITCHENS-100: folder of EPIC_100_tail_*.csv and so on.')
 _LAYERS = flags.DEFINE_list('layers', [], 'Also features after these layers, counted from 1, such as 2,4.')
-_NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips to draw and to make audible; 0 for none.')
+_NUM_PICTURES = flags.DEFINE_integer('num_pictures', 8, 'Clips to draw and to make audible; 0 for none.', lower_bound=0)
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where no cluster is recognised.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the job, with --coordinator.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator.')
@@ -198,9 +198,17 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
     unknown = sorted(set(_WHAT.value) - set(WHAT))
     if not all(layer.isdigit() for layer in _LAYERS.value):
         raise ValueError(f'--layers={",".join(_LAYERS.value)} must be numbers of layers, such as 2,4.')
-    config = settings.read_config(_CONFIG.value) if _CONFIG.value else None
     if unknown:
         raise ValueError(f'--what={",".join(unknown)}: there are {", ".join(WHAT)}.')
+    if not _RANDOM_INIT.value:
+        settings.refuse_flags([_SEED], 'goes with --random_init')
+    if paths:
+        settings.refuse_flags(
+            [_WHAT, _SPLIT, _TRAIN_SPLIT, _BATCH_SIZE, _EPIC, _LAYERS, _NUM_PICTURES], 'goes without --files'
+        )
+    else:
+        settings.refuse_flags([_TOP], 'goes with --files')
+    config = settings.read_config(_CONFIG.value) if _CONFIG.value else None
     job = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if any(value is not None for value in job) or any(name in os.environ for name in hosts.CLUSTER_VARIABLES):
         hosts.initialize(*job)
@@ -218,6 +226,10 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
             raise FilesError(f'some of the {len(paths)} files could not be scored, see above.')
         return
     what = choose_what(subject, _WHAT.value)
+    if not {'knn', 'probe', 'retrieval'} & set(what):
+        settings.refuse_flags([_LAYERS], 'goes with --what=knn, probe or retrieval')
+    if 'benchmark' not in what:
+        settings.refuse_flags([_EPIC], 'goes with --what=benchmark')
     evaluator = Evaluator(
         subject,
         batch_size=_BATCH_SIZE.value,

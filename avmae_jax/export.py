@@ -32,8 +32,7 @@ from __future__ import annotations
 
 import logging as python_logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from absl import app, flags, logging
 from etils import epath
@@ -98,20 +97,13 @@ def read_any(checkpoint: str) -> Trained:
     """What a run or an export holds; an export has one set of parameters, and none to choose."""
     if not native.is_export(epath.Path(checkpoint)):
         return read_chosen(checkpoint)
-    refuse((_AVERAGED, _AVERAGE_LAST), f'chooses parameters of a run, and {checkpoint} is an export')
+    settings.refuse_flags((_AVERAGED, _AVERAGE_LAST), f'chooses parameters of a run, and {checkpoint} is an export')
     return pretrained.load_pretrained(checkpoint).trained
 
 
 def read_chosen(checkpoint: str) -> Trained:
     """The parameters of a run that the flags choose."""
     return pretrained.read_run(checkpoint, averaged=_AVERAGED.value, average_last=_AVERAGE_LAST.value)
-
-
-def refuse(given: Sequence[flags.FlagHolder[Any]], why: str) -> None:
-    """Flags that would do nothing here."""
-    for flag in given:
-        if flag.present:
-            raise ValueError(f'--{flag.name} {why}: leave it out.')
 
 
 class MediaError(Exception):
@@ -128,9 +120,9 @@ def run() -> None:
     if _DTYPE.value not in DTYPES:
         raise ValueError(f'--dtype={_DTYPE.value} is none of {", ".join(DTYPES)}.')
     if _EMBEDDINGS.value:
-        refuse((_FORMAT, _DTYPE, _MODALITY), 'is for exports, and says nothing of --embeddings')
+        settings.refuse_flags((_FORMAT, _DTYPE, _MODALITY), 'is for exports, and says nothing of --embeddings')
         return embed(output, _EMBEDDINGS.value, read_any(checkpoint))
-    refuse((_BATCH_SIZE, _NUM_CLIPS), 'is for --embeddings alone')
+    settings.refuse_flags((_BATCH_SIZE, _NUM_CLIPS), 'is for --embeddings alone')
     trained = read_chosen(checkpoint)
     if _MODALITY.value:
         if _FORMAT.value not in ALONE:

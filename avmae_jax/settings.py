@@ -183,6 +183,13 @@ def choose_flag(table: Mapping[str, Any], flag: str, name: str) -> Any:
     return _choose(table, f'--{flag}', name)
 
 
+def refuse_flags(given: Sequence[flags.FlagHolder[Any]], why: str) -> None:
+    """Of flags that would do nothing here, the first that was given is an error."""
+    for flag in given:
+        if flag.present:
+            raise ValueError(f'--{flag.name} {why}: leave it out.')
+
+
 def _choose(table: Mapping[str, Any], where: str, name: str) -> Any:
     if name not in table:
         close = difflib.get_close_matches(str(name), table, n=1)

@@ -268,6 +268,23 @@ def test_what_goes_with_another_kind_of_model_is_refused(runs, evaluate_with, tm
     assert code == 2 and 'there is no file nowhere.py' in told
 
 
+@pytest.mark.parametrize(
+    'given, told',
+    [
+        (['--seed=1'], '--seed goes with --random_init: leave it out.'),
+        (['--top=3'], '--top goes with --files'),
+        (['--split=train', '--files=a.mp4'], '--split goes without --files'),
+        (['--layers=2', '--what=benchmark'], '--layers goes with --what=knn, probe or retrieval'),
+        (['--epic_annotations=x', '--what=modalities'], '--epic_annotations goes with --what=benchmark'),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(runs, evaluate_with, given, told):
+    names = dict(argument.removeprefix('--').split('=') for argument in given)
+    with flagsaver.as_parsed(**{name: value for name, value in names.items() if name != 'files'}):
+        code, said = evaluate_with(workdir=str(runs.finetuned), files=[names['files']] if 'files' in names else [])
+    assert code == 2 and told in said and said.count('\n') == 1
+
+
 def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_dataset):
     given = settings.read_config(str(repository / 'configs/finetune/tiny.py'))
     overrides = {'data.path': str(tiny_dataset), 'evaluation.num_clips': 3}
