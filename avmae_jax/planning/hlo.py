@@ -4,8 +4,9 @@ The text is a list of computations, and lines of one call others: a loop its bod
 as often as all the loops around it say together, which is why XLA's own count, where the body of a loop counts once,
 is of no use here.
 
-A TPU's compiler hides some collectives: a reduce-scatter is a fusion called all-reduce-scatter, and one that runs
-beside computing is a pair of fusions, async-collective-start and -done, with further fusions between that repeat it.
+A TPU's compiler hides some collectives: a reduce-scatter is a fusion of any name with a computation called
+all-reduce-scatter, and one that runs beside computing is a pair of fusions, async-collective-start and -done, with
+further fusions between that repeat it.
 """
 
 from __future__ import annotations
@@ -197,8 +198,9 @@ def collectives(text: str) -> list[Collective]:
         kind, asynchronous = line.opcode.removesuffix('-start'), line.opcode.endswith('-start')
         inner = line
         if line.opcode in ('fusion', 'async-start'):
-            # What follows a start repeats it.
-            if line.opcode == 'fusion' and not re.match('async-collective-start|all-reduce-scatter', line.name):
+            starts = line.opcode == 'async-start' or line.name.startswith('async-collective-start')
+            # Other fusions with a collective in them follow a start, and repeat it.
+            if not starts and not any(name.startswith('all-reduce-scatter') for name in line.called):
                 continue
             fused = [each for name in line.called for each in program.computations[name]]
             inside = [each for each in fused if each.opcode.removesuffix('-start') in KINDS]
@@ -206,7 +208,7 @@ def collectives(text: str) -> list[Collective]:
                 continue
             inner = inside[0]
             kind = inner.opcode.removesuffix('-start')
-            asynchronous = not line.name.startswith('all-reduce-scatter')
+            asynchronous = starts
             if kind == 'all-reduce' and any(each.opcode == 'dynamic-slice' for each in fused):
                 kind = 'reduce-scatter'
         if kind not in KINDS or not count:

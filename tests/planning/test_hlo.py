@@ -115,14 +115,15 @@ def test_loops_in_loops_multiply():
     assert counts == {'all-reduce': 12, 'all-gather': 36}
 
 
-def test_a_reduce_scatter_of_a_tpu_is_found_in_its_fusion():
+@pytest.mark.parametrize('name', ['all-reduce-scatter.7', 'fusion.1588'])
+def test_a_reduce_scatter_of_a_tpu_is_found_in_its_fusion(name):
     fused = f"""
-%all-reduce-scatter.1 (x: f32[8,64]) -> f32[2,64] {{
+%all-reduce-scatter.1.clone (x: f32[8,64]) -> f32[2,64] {{
   %x = f32[8,64]{{1,0}} parameter(0)
   %r = f32[8,64]{{1,0}} all-reduce(%x), {GROUPS}, to_apply=%add
   ROOT %s = f32[2,64]{{1,0}} dynamic-slice(%r, %i, %j), dynamic_slice_sizes={{2,64}}
 }}"""
-    line = '  ROOT %all-reduce-scatter.7 = f32[2,64]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1'
+    line = f'  ROOT %{name} = f32[2,64]{{1,0}} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1.clone'
     (found,) = hlo.collectives(module(f'{GIVEN}{line}', fused))
     assert (found.kind, found.array_bytes, found.overlapped) == ('reduce-scatter', 2048, False)
 
