@@ -310,6 +310,15 @@ def test_more_frames_than_the_longest_clip_holds_are_told_of_files_that_were_not
         checks.check(config, Mixture([source]))
 
 
+def test_the_sound_of_digits_is_augmented_where_there_is_sound():
+    _, parts = build('finetune-avmnist', 'modalities=audio,augment=sound')
+    assert parts.preprocess.time_shift and parts.preprocess.spec_augment.time_ratio == 1.0
+    _, plain = build('finetune-avmnist', 'modalities=audio')
+    assert not plain.preprocess.time_shift and plain.preprocess.spec_augment is None
+    with pytest.raises(ValueError, match='augment=sound: it is one of none'):
+        build('finetune-avmnist', 'modalities=video,augment=sound')
+
+
 def test_weights_of_images_that_are_not_there_are_told():
     with pytest.raises(ValueError, match=r"config.start.path='B_16.npz': there is no such file"):
         build('finetune-tiny', **{'start.path': 'B_16.npz'})
