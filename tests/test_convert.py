@@ -64,6 +64,26 @@ def test_a_vit_without_a_head_gets_one_of_zeros(tmp_path):
     restored = experiment.restore_model(tmp_path / 'run')
     assert not np.any(restored.params['head_label']['kernel']) and restored.model.num_classes == {'label': 1}
     assert '0 ignored, 1 made' in told
+    # Its features are evaluated, on data of any classes.
+    subject = subjects.load_subject(tmp_path / 'run', overrides={})
+    assert evaluate.choose_what(subject, []) == ['knn', 'probe', 'retrieval']
+    assert evaluate.choose_what(subject, ['benchmark']) == ['benchmark']
+
+
+def birds(names):
+    described = Described('birds', 10, image=True, clip_seconds=None, conventions=())
+    described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple(names), False)})
+    return Mixture([described])
+
+
+def test_classes_of_which_only_the_number_is_known_are_scored_by_as_many(tmp_path):
+    convert.convert('vit_npz', save(tmp_path, published()), tmp_path / 'run', finetuning())
+    subject = subjects.load_subject(tmp_path / 'run', overrides={})
+    assert evaluate.choose_what(subject, []) == ['benchmark']
+    subjects.check_classes(subject, birds('bcdefga'))
+    for wrong, names in ((subject, 'abcdef'), (subject._replace(trained_on='of data'), 'bcdefga')):
+        with pytest.raises(ValueError, match='or their order, are others than the model was trained on'):
+            subjects.check_classes(wrong, birds(names))
 
 
 @pytest.mark.parametrize(
@@ -93,9 +113,7 @@ def test_an_imported_classifier_goes_on_with_data_of_its_classes_alone(tmp_path,
     monkeypatch.setattr(Checkpoints, 'read_meta', lambda self: (step, meta))
 
     def check(names):
-        described = Described('birds', 10, image=True, clip_seconds=None, conventions=())
-        described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple(names), False)})
-        train.check_data(epath.Path(tmp_path / 'run'), config, Mixture([described]))
+        train.check_data(epath.Path(tmp_path / 'run'), config, birds(names))
 
     check('bcdefga')  # The file says how many there are, and not which.
     with pytest.raises(ValueError, match='model has 7 and the data 6.*--config.start.path=.*/run --config') as caught:
@@ -271,15 +289,13 @@ def test_what_a_start_has_otherwise_is_told_with_both_values(run, video_finetuni
     changes = {'tokenizers.video.positions': 'sincos_3d', 'tokenizers.video.class_token': True}
     changes |= {'encoder.final_norm': True, 'encoder.final_norm_epsilon': 1e-5}
     changed = settings.override(ours, {f'model.{name}': value for name, value in changes.items()})
-    described = Described('birds', 10, image=False, clip_seconds=None, conventions=())
-    described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple('ab'), False)})
-    imported = experiment.restore_model(run[0]).model
+    info, imported = birds('ab').sources[0].info, experiment.restore_model(run[0]).model
     for config in (ours, changed):
         caplog.clear()
-        starts._compare_trunks(experiment.build_model(config, described.info), imported)
+        starts._compare_trunks(experiment.build_model(config, info), imported)
         assert [text in caplog.text for text in told] == [config is changed] * 4
     bare = settings.override(ours, {'model.pooled_norm': False})
-    starts._compare_trunks(experiment.build_model(bare, described.info), imported)
+    starts._compare_trunks(experiment.build_model(bare, info), imported)
     assert 'config.model.pooled_norm=True puts one there' in caplog.text
 
 
