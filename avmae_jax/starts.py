@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,9 +13,8 @@ from absl import logging
 
 from avmae_jax import experiment, settings
 from avmae_jax.checkpoints import transfer
-from avmae_jax.checkpoints.manager import Checkpoints
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import DatasetInfo
+from avmae_jax.models import sizes
 from avmae_jax.models.blocks import Compute
 from avmae_jax.models.classifier import Classifier
 from avmae_jax.ops.preprocess import Preprocess
@@ -46,7 +44,7 @@ def with_trunk(config: Config) -> Config:
     path, model = section['path'], settings.to_plain(config)['model']
     if not path:
         raise ValueError('config.start.trunk=True takes the trunk of config.start.path, which is empty: set it too.')
-    theirs = experiment.describe_model(_read_model(path))
+    theirs = _read_section(path)
     missing = sorted(set(model['tokenizers']) - set(theirs['tokenizers']))
     if missing:
         raise ValueError(
@@ -56,11 +54,12 @@ def with_trunk(config: Config) -> Config:
     taken = {
         'tokenizers': {modality: theirs['tokenizers'][modality] for modality in model['tokenizers']},
         'encoder': {**theirs['encoder'], 'drop_path': model['encoder'].get('drop_path', 0.0)},
-        'architecture': theirs['architecture'],
+        # Runs of before this setting have none.
+        'architecture': theirs.get('architecture', dataclasses.asdict(sizes.USUAL)),
     }
-    before, now = (settings.flatten({name: each[name] for name in taken}) for each in (model, taken))
+    before, now = (settings.flatten({name: each[name] for name in taken if name in each}) for each in (model, taken))
     changed = [
-        f'{name}: {before.get(name)!r} -> {now.get(name)!r}'
+        f'{name}: {before.get(name, "-")!r} -> {now.get(name, "-")!r}'
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
@@ -68,18 +67,12 @@ def with_trunk(config: Config) -> Config:
     return {**config, 'model': {**model, **taken}}
 
 
-def _read_model(path: str) -> experiment.Model:
-    """The model of a start, of which a run's parameters are not read."""
+def _read_section(path: str) -> Config:
+    """config.model of a start. Its checkpoint is not opened, as that would start the devices of this process."""
     if is_vit(path):
-        return with_setting('start.path', vit.read, path, Compute()).model
-    folder, step = with_setting('start.path', experiment.find_checkpoints, path)
-    checkpoints = Checkpoints(folder, read_only=True)
-    found = checkpoints.read_meta(step)
-    checkpoints.close()
-    if found is None:
-        raise ValueError(f'config.start.path={path!r} holds no checkpoint that is whole.')
-    _, meta = found
-    return experiment.build_model(meta['config'], DatasetInfo.from_json(json.dumps(meta['dataset']['info'])))
+        return experiment.describe_model(with_setting('start.path', vit.read_model, path, Compute()))
+    folder, _ = with_setting('start.path', experiment.find_checkpoints, path)
+    return with_setting('start.path', settings.load_config, folder.parent)['model']
 
 
 def start_params(config: Config, parts: experiment.Parts, source: Mixture) -> tuple[Any, transfer.Report]:

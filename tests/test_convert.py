@@ -254,7 +254,9 @@ def test_an_imported_model_is_finetuned(run, video_finetuning, tmp_path, monkeyp
     with pytest.raises(ValueError, match=f"which has gelu='tanh' and not 'exact', .*: give {flags}"):
         starts.start_params(config, experiment.build(config, source), source)
     asked = settings.override(config, {'start.trunk': True})
-    taken = starts.with_trunk(asked)
+    with monkeypatch.context() as patch:  # Else the command could not start jax.distributed any more.
+        patch.setattr('jax._src.xla_bridge.backends', None)
+        taken = starts.with_trunk(asked)
     assert starts.with_trunk(config) == config and starts.with_trunk(taken) == taken
     parts = experiment.build(taken, source)
     params, report = starts.start_params(taken, parts, source)
@@ -297,6 +299,20 @@ def test_what_a_start_has_otherwise_is_told_with_both_values(run, video_finetuni
     bare = settings.override(ours, {'model.pooled_norm': False})
     starts._compare_trunks(experiment.build_model(bare, info), imported)
     assert 'config.model.pooled_norm=True puts one there' in caplog.text
+
+
+def test_the_trunk_of_a_file_of_images_is_taken(tmp_path, monkeypatch):
+    config = finetuning(**{'start.path': str(save(tmp_path, published())), 'start.trunk': True})
+    with monkeypatch.context() as patch:
+        patch.setattr('jax._src.xla_bridge.backends', None)
+        taken = starts.with_trunk(config)
+    source = birds('abc')
+    parts = experiment.build(taken, source)
+    _, report = starts.start_params(taken, parts, source)
+    assert set(report.names('kept at initialisation')) == {'head_label/kernel', 'head_label/bias'}
+    assert set(report.names('left over')) == {f'{part}/{name}' for part in ('head_label', 'representation') for name in
+                                              ('kernel', 'bias')}  # fmt: skip
+    assert parts.model.tokenizers['image'].positions == 'learned'
 
 
 def test_a_trunk_that_is_not_there_is_told(run, video_finetuning, tmp_path):
