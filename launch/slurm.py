@@ -104,7 +104,8 @@ exit "$code"
 
 
 def status(spec: JobSpec, folder: pathlib.Path) -> list[Command]:
-    return [['squeue', '--me', f'--name={spec.name}', '--long']]
+    # With jobs that have ended, for as long as SLURM remembers them (MinJobAge): is it done, or did it fail?
+    return [['squeue', '--me', f'--name={spec.name}', '--states=all', '--long']]
 
 
 def logs(spec: JobSpec, folder: pathlib.Path) -> dict[str, Command]:
