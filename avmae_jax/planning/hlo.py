@@ -174,7 +174,10 @@ def _element(lines: Sequence[Instruction], name: str, index: int) -> int:
 
 
 def executions(program: Program) -> Iterator[tuple[Instruction, Sequence[Instruction], int]]:
-    """(line, the computation it stands in, how often it runs) of all lines outside of fusions."""
+    """(line, the computation it stands in, how often it runs) of all lines outside of fusions.
+
+    Of a conditional the branch that sends most counts, or else that makes most: one runs, and nobody knows which.
+    """
 
     def walk(name: str, count: int) -> Iterator[tuple[Instruction, Sequence[Instruction], int]]:
         lines = program.computations[name]
@@ -182,9 +185,15 @@ def executions(program: Program) -> Iterator[tuple[Instruction, Sequence[Instruc
             yield line, lines, count
             if line.opcode == 'while':
                 yield from walk(line.attribute('body'), count * trip_count(program, line, lines))
-            elif line.opcode in ('call', 'conditional'):
-                for called in line.called:
-                    yield from walk(called, count)
+            elif line.opcode == 'call':
+                yield from walk(line.called[0], count)
+            elif line.opcode == 'conditional':
+                yield from max((list(walk(called, count)) for called in line.called), key=made)
+
+    def made(runs: Sequence[tuple[Instruction, Sequence[Instruction], int]]) -> tuple[int, int]:
+        sizes = [(line.opcode.removesuffix('-start'), count * sum(array_bytes(line.result).values()))
+                 for line, _, count in runs]  # fmt: skip
+        return sum(size for opcode, size in sizes if opcode in KINDS), sum(size for _, size in sizes)
 
     return walk(program.entry, 1)
 

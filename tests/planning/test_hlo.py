@@ -115,6 +115,23 @@ def test_loops_in_loops_multiply():
     assert counts == {'all-reduce': 12, 'all-gather': 36}
 
 
+@pytest.mark.parametrize(
+    'branches', ['true_computation=%few, false_computation=%most', 'branch_computations={%nothing, %most, %few}']
+)
+def test_of_a_conditional_the_branch_that_sends_most_counts_alone(branches):
+    def branch(name: str, line: str) -> str:
+        return f'%{name} (p: f32[8,64]) -> f32[8,64] {{\n  %p = f32[8,64]{{1,0}} parameter(0)\n  {line}\n}}'
+
+    few = branch('few', f'ROOT %r = f32[8,64]{{1,0}} all-reduce(%p), {GROUPS}, to_apply=%add')
+    most = branch('most', f'%g = f32[32,64]{{1,0}} all-gather(%p), {GROUPS}, dimensions={{0}}')
+    nothing = branch('nothing', 'ROOT %big = f32[512,64]{1,0} broadcast(%p), dimensions={0,1}')
+    line = f'  ROOT %c = f32[8,64]{{1,0}} conditional(%which, %b, %b, %b), {branches}'
+    text = module(GIVEN + line, few, most, nothing)
+    assert [(each.kind, each.times) for each in hlo.collectives(text)] == [('all-gather', 1)]
+    # It reads 4 * 8 * 64 bytes and writes four times as much.
+    assert hlo.memory_traffic(text) == 5 * 2048
+
+
 @pytest.mark.parametrize('name', ['all-reduce-scatter.7', 'fusion.1588'])
 def test_a_reduce_scatter_of_a_tpu_is_found_in_its_fusion(name):
     fused = f"""
