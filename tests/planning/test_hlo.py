@@ -205,6 +205,22 @@ def test_gradients_are_what_is_added_up_on_the_way_back():
     assert hlo.gradient_dtypes(found) == {'f32': 16384}
 
 
+@pytest.mark.parametrize('named', ['jvp()', 'transpose(jvp(Model))'])
+def test_gradients_that_go_together_with_a_loss_are_told_from_it(named):
+    def made(name, where):
+        return f'  %{name} = f32[64]{{0}} fusion(%x), metadata={{op_name="jit(step)/{where}/dot"}}\n'
+
+    lines = (
+        made('loss', 'jvp()') + made('gradient', 'transpose(jvp(Model))') + made('while', 'transpose(jvp(Model))')
+        + '  %layer = f32[64]{0} get-tuple-element(%while), index=1\n  %copy = f32[64]{0} copy(%layer)\n'
+        '  %g = (f32[64]{0}, f32[64]{0}, f32[64]{0}) all-reduce(%loss, %gradient, %copy), '
+        f'{GROUPS}, to_apply=%add, metadata={{op_name="jit(step)/{named}/sum"}}'
+    )  # fmt: skip
+    (found,) = hlo.collectives(module(lines))
+    assert (found.array_bytes, found.forward_bytes) == (768, 256)
+    assert hlo.gradient_dtypes([found]) == {'f32': 512}
+
+
 def test_memory_traffic_leaves_out_what_stays_on_the_chip_and_what_a_slice_does_not_touch():
     fused = """
 %slicing (x: f32[12,8,64], i: s32[]) -> f32[8,64] {
