@@ -13,6 +13,7 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -234,17 +235,28 @@ def find_neighbours(config_file: str) -> None:
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """The config of a file with `get_config`, its arguments after a colon, outside of flags."""
-    file, _, arguments = text.partition(':')
+    """The config of a file with `get_config`, its arguments after a colon; ValueError for whatever is wrong with it."""
+    file, colon, arguments = text.partition(':')
     if not pathlib.Path(file).is_file():
         raise ValueError(f'--config={text}: there is no file {file}.')
     find_neighbours(file)
-    made = runpy.run_path(file).get('get_config')
-    if made is None:
-        raise ValueError(f'--config={text}: {file} has no function get_config.')
-    if arguments and not inspect.signature(made).parameters:
-        raise ValueError(f'--config={text}: get_config of {file} takes no arguments.')
-    return to_plain(made(arguments) if arguments else made())
+    given = [arguments] if colon else []
+    try:
+        made = runpy.run_path(file).get('get_config')
+        if made is None:
+            raise ValueError(f'{file} has no function get_config.')
+        if colon and not inspect.signature(made).parameters:
+            raise ValueError(f'get_config of {file} takes no arguments: leave out {colon}{arguments}.')
+        config = made(*given)
+        if not isinstance(config, Mapping) and not hasattr(config, 'to_dict'):
+            raise ValueError(f'get_config of {file} gives {config!r}, where a ConfigDict was due.')
+        return to_plain(config)
+    except ValueError as error:
+        raise ValueError(f'--config={text}: {error}') from error
+    except Exception as error:  # A config is a program, and may fail in any way.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f' in line {lines[-1]}' if lines else ''
+        raise ValueError(f'--config={text}: {file} fails{where} with {type(error).__name__}: {error}.') from error
 
 
 def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_a_step_compiles_for_gpus_that_are_not_here():
 
 
 def collective(kind: str, size: int, group: int, overlapped: bool = False, times: int = 1) -> hlo.Collective:
-    return hlo.Collective(kind, 'f32', size, times, tuple(range(group)), overlapped, '')
+    return hlo.Collective(kind, 'f32', size, times, tuple(range(group)), overlapped, '', 0)
 
 
 def test_the_roofline_takes_the_slowest_of_what_hides_and_adds_what_does_not():
