@@ -49,7 +49,7 @@ REASONS = {
     'too_large': Reason(f'the picture has more than {decode.MAX_PIXELS:,} pixels', 'missing_video'),
     'no_audio': Reason('no audio stream, or no sound decodes', 'missing_audio'),
     'silent': Reason('a sound track that never rises above the noise of its decoder', 'silent_audio'),
-    'damaged': Reason('parts do not decode, or were patched up by the decoder', 'damaged'),
+    'damaged': Reason('parts do not decode, were patched up, or have time stamps that cannot be right', 'damaged'),
     'short': Reason('the file, its picture or its sound ends before the clip does', 'short'),
     'duration': Reason('the header gives no length, or a smaller one than there is', None),
     'long': Reason('longer than max_seconds; only that much is stored', None),
@@ -256,7 +256,7 @@ def _make_audiovisual(row: ClipRow, settings: Settings, sums: Sums, note) -> Cli
     if sound is None and picture is None:
         problems = [problem for problem in (no_picture, no_sound) if problem]
         same = len({problem.reason for problem in problems}) == 1
-        note(problems[0] if same else Problem('no_media', '; '.join(p.detail for p in problems)), 'skipped')
+        note(problems[0] if same else Problem('no_media', _reasons(problems)), 'skipped')
     for problem, default in ((no_sound, 'no_audio'), (no_picture, 'no_video')):
         if problem:
             if problem.reason == 'beyond_end':
@@ -337,6 +337,10 @@ def _span_problems(row: ClipRow, end: float | None, settings: Settings, seconds:
     if end is None and longest >= settings.max_seconds - 1 / settings.fps:
         return [Problem('long', f'only the first {settings.max_seconds:g} s are stored')]
     return []
+
+
+def _reasons(problems: Iterable[Problem]) -> str:
+    return '; '.join(f'{problem.reason}: {problem.detail}' for problem in problems)
 
 
 def _choice(problem: Problem, settings: Settings) -> str:
