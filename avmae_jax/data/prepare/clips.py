@@ -101,10 +101,12 @@ class Settings:
         for name, outcomes in OUTCOMES.items():
             if getattr(self, name) not in outcomes:
                 raise ValueError(f'{name} must be one of {outcomes}; got {getattr(self, name)!r}.')
-        for name in ('fps', 'max_seconds', 'timeout_seconds'):
-            if not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be above 0; got {getattr(self, name)}.')
-        if not self.memory_gb >= 1:
+        if not 0.01 <= self.fps <= 1000:
+            raise ValueError(f'fps must lie in [0.01, 1000]; got {self.fps}.')
+        for name in ('max_seconds', 'timeout_seconds'):
+            if not 0 < getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} must be a number above 0; got {getattr(self, name)}.')
+        if not 1 <= self.memory_gb < 2**20:
             raise ValueError(f'memory_gb must be at least 1, which the decoders need; got {self.memory_gb}.')
         if self.clip_seconds is not None and not 0.1 <= self.clip_seconds <= self.max_seconds:
             raise ValueError(

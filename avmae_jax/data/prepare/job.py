@@ -241,6 +241,7 @@ def run(
         plan = read_plan(folder)
         if plan is None:
             if others := place.others():
+                place.leave()
                 raise ValueError(f'output must be a new or empty folder; {output} holds {others[:3]}.')
             plan = make_plan(manifest, settings, name, num_shards, shard_mb, num_workers)
             shards.write_text(folder / shards.STATE_FOLDER / PLAN_FILE, json.dumps(plan._asdict(), indent=1) + '\n')

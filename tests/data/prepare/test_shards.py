@@ -183,6 +183,7 @@ def test_a_folder_with_other_things_in_it_is_refused(rows, tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(ValueError, match='new or empty folder'):
         job.run(rows, SETTINGS, str(tmp_path), 'plain', num_workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.txt']
 
 
 def test_failures_of_all_shards_are_listed_and_the_rest_is_stored(rows, plain_folder, tmp_path):
