@@ -483,7 +483,7 @@ class AVMAE(nn.Module):
 
     def encode(self, **media: Tensor | None) -> Tokens:
         """Tokens after the encoder [b n d], by modality; class tokens come first."""
-        given = {m: media.pop(m) for m in self.modalities if media.get(m) is not None}
+        given = {m: x for m in self.modalities if (x := media.pop(m, None)) is not None}
         if not given or any(x is not None for x in media.values()):
             raise ValueError(f'the model takes {" and ".join(self.modalities)}; got {[*given, *media]}.')
         if not all(isinstance(x, Tensor) for x in given.values()):
