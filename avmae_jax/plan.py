@@ -31,7 +31,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import checks, experiment, settings
+from avmae_jax import checks, experiment, settings, starts
 from avmae_jax.data import catalogue
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
@@ -291,7 +291,7 @@ def run(overrides: Mapping[str, Any]) -> ExitCode:
         raise ValueError('--config and --topology are needed, such as --topology=v5e:4x4.')
     if _PRICE.value is not None and not math.isfinite(_PRICE.value):
         raise ValueError(f'--price={_PRICE.value} must be a finite number.')
-    config = settings.override(settings.read_config(_CONFIG.value), overrides)
+    config = starts.with_trunk(settings.override(settings.read_config(_CONFIG.value), overrides))
     topology = topology_lib.describe(_TOPOLOGY.value, _NUM_SLICES.value)
     source = describe_data(config, _CONFIG.value, _DATASET.value, _NUM_CLIPS.value, parse_classes(_NUM_CLASSES.value))
     planner = Planner(_CONFIG.value, config, source, topology, _PRICE.value)

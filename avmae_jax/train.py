@@ -423,11 +423,13 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], BatchScor
 def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     """Checks settings and data, starts the job, trains."""
     with hosts.Watchdog(config['parallel']['watchdog_seconds'], ExitCode.STUCK) as watchdog:
+        config = starts.with_trunk(config)
         source = experiment.open_train_sources(config)
         checks.check(config, source)
         # Before its first checkpoint a run has nothing to lose: a setting that was told to be wrong may be put right.
         if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
-            settings.check_resumable(settings.load_config(workdir), config, workdir)
+            old = experiment.brought_up(settings.load_config(workdir), config, source.sources[0].info)
+            settings.check_resumable(old, config, workdir)
         hosts.keep_freed_memory()
         if _DISTRIBUTED.value:
             hosts.initialize(

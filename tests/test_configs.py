@@ -559,6 +559,17 @@ def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):
         settings.check_resumable(config, {**config, 'seed': 1}, tmp_path)
 
 
+def test_a_run_of_before_a_setting_is_gone_on_with():
+    config, _ = build('finetune-tiny')
+    info, old = source_for('finetune-tiny').sources[0].info, json.loads(json.dumps(config))
+    del old['model']['encoder']['final_norm'], old['model']['architecture'], old['start']['trunk']
+    settings.check_resumable(experiment.brought_up(old, config, info), config, 'run')
+    for name, value in {'model.encoder.final_norm': False, 'start.trunk': True, 'model.encoder.drop_path': 0.2}.items():
+        with pytest.raises(ValueError, match=f'holds a run with other settings: .*{name}: '):
+            other = settings.override(config, {name: value})
+            settings.check_resumable(experiment.brought_up(old, other, info), other, 'run')
+
+
 def test_a_folder_whose_name_has_a_comma_is_one_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'cats, dogs').mkdir()

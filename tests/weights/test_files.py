@@ -363,12 +363,12 @@ DAMAGE = {'random': 100, 'random behind the beginning': 100, 'cut': 150, 'flip':
 
 
 @pytest.mark.parametrize('name', WRITERS)
-def test_damage_is_noticed_or_changes_nothing_but_numbers(tmp_path, name):
+def test_damage_is_noticed_or_changes_nothing_but_numbers(tmp_path, name, fuzz):
     path, arrays, random = tmp_path / 'weights', some_arrays(), np.random.default_rng(3)
     WRITERS[name](path, arrays)
     content, loaded = path.read_bytes(), 0
     for how, count in DAMAGE.items():
-        for _ in range(count):
+        for _ in range(count * fuzz):
             case = damaged(content, random, how)
             path.write_bytes(case)
             try:
@@ -415,11 +415,11 @@ def rezipped(content, random):
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 @pytest.mark.parametrize('name', ['torch', 'npz'])
-def test_damage_under_a_right_crc_is_a_clean_error_or_a_load(tmp_path, name):
+def test_damage_under_a_right_crc_is_a_clean_error_or_a_load(tmp_path, name, fuzz):
     path, random = tmp_path / 'weights', np.random.default_rng(5)
     WRITERS[name](path, some_arrays())
     content = path.read_bytes()
-    for _ in range(400):
+    for _ in range(400 * fuzz):
         case = rezipped(content, random)
         path.write_bytes(case)
         with contextlib.suppress(ValueError):
