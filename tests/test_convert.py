@@ -422,6 +422,8 @@ def test_another_modality_is_refused(published_video, tmp_path, arguments, compl
 
 def test_a_file_with_another_digest_is_refused(tmp_path):
     file = save(tmp_path, published())
+    with pytest.raises(ValueError, match='--output=.*vit.npz is there already'):
+        convert.convert('vit_npz', file, file, finetuning())
     with pytest.raises(ValueError, match='vit.npz has the sha256 .* and not 00'):
         convert.convert('vit_npz', file, tmp_path / 'run', finetuning(), sha256='00')
     assert not (tmp_path / 'run').exists()

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import os
 import struct
 import sys
 import tracemalloc
@@ -131,8 +132,10 @@ def test_a_digest_decides_on_the_whole_file(tmp_path):
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='is no file: give the file'):
-        files.read_arrays(tmp_path)
+    os.mkfifo(tmp_path / 'pipe')  # Whoever reads it waits.
+    for path in (tmp_path, tmp_path / 'nowhere', tmp_path / 'pipe', '/dev/zero'):
+        with pytest.raises(ValueError, match='is no file: give the file'):
+            files.read_arrays(path)
     (tmp_path / 'w.txt').write_text('no weights')
     with pytest.raises(ValueError, match='begins like no file of weights that is read here: safetensors, npz'):
         files.read_arrays(tmp_path / 'w.txt')
@@ -300,6 +303,16 @@ def test_msgpack_that_flax_would_not_write_is_refused(tmp_path, content, complai
 
 def npy(header):
     return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode()
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_an_archive_of_nothing_or_of_one_name_many_times_is_refused(tmp_path):
+    for names, complaint in (([], 'it holds nothing'), (['w.npy', 'v.npy'] * 10_000, 'it holds v.npy, w.npy twice')):
+        with zipfile.ZipFile(tmp_path / 'w', 'w') as archive:
+            for name in names:
+                archive.writestr(zipfile.ZipInfo(name), b'')
+        with pytest.raises(ValueError, match=f'w is no .npz file that can be read: {complaint}'):
+            files.read_npz(tmp_path / 'w')
 
 
 def huge(name):
