@@ -26,6 +26,7 @@ import enum
 import errno
 import itertools
 import logging as python_logging
+import os
 import re
 import shutil
 import sys
@@ -437,7 +438,11 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
         check_data(workdir, config, source)
         with contextlib.closing(claim(workdir)):
             log_to_file(workdir / 'train.log')
-            return train(config, workdir, source, watchdog)
+            try:
+                return train(config, workdir, source, watchdog)
+            except ValueError:
+                forget(workdir)
+                raise
 
 
 def claim(workdir: epath.Path) -> lock.WorkdirLock | contextlib.ExitStack:
@@ -450,6 +455,17 @@ def claim(workdir: epath.Path) -> lock.WorkdirLock | contextlib.ExitStack:
             'another --workdir.'
         )
     return mine or contextlib.ExitStack()
+
+
+def forget(workdir: epath.Path) -> None:
+    """Takes away what a run put down that never began, as one whose start does not fit its model."""
+    if '://' in str(workdir) or jax.process_index() or (workdir / settings.CONFIG_FILE).exists():
+        return
+    for name in ('train.log', lock.FILE):
+        (workdir / name).unlink(missing_ok=True)
+    for folder in (workdir / 'checkpoints', workdir):
+        with contextlib.suppress(OSError):  # What holds something else stays.
+            os.rmdir(folder)
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
@@ -477,18 +493,21 @@ def _not_chatty(record: python_logging.LogRecord) -> bool:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """The command line; a setting that does not exist, or of a wrong type, ends here in one line."""
+    config = ''
     try:
         for argument, following in zip(argv, [*argv[1:], ''], strict=True):
             if re.fullmatch('--?config(=.*)?', argument):  # Flags read the file as soon as they are parsed.
-                settings.find_neighbours(argument.partition('=')[2] or following)
+                config = argument.partition('=')[2] or following
+                settings.check_config_file(config)
+                settings.find_neighbours(config)
         rest = absl_flags.FLAGS(argv)
         _CONFIG.value.to_dict()  # A file that is not there is told when it is first looked at.
         return rest
     except (absl_flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # A wrong argument needs no traceback through the config file; any other failure of it does.
         text = re.sub(r'(?s): Error whilst parsing config file:.*\nValueError: (.*\S)\s*', r': \1', str(error))
-        if isinstance(error, AttributeError | KeyError):  # Of ml_collections: a quoted text in a quoted text.
-            text = 'the config has no ' + re.sub(r'\\[n\']+\\n', '. ', text).replace('\\', '').strip('"\'')
+        if isinstance(error, AttributeError | KeyError | TypeError):  # Of ml_collections, which does not say where.
+            text = settings.find_unknown(config, argv) or text
         print(f'train: {text}\nSettings are given as --config.name=value; --help lists the flags.', file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from avmae_jax import experiment, train
+from avmae_jax import experiment, settings, train
 from avmae_jax.objectives import TERMS, Classification, Objective
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
@@ -131,3 +131,41 @@ def test_errors_of_an_autoencoder_are_means_over_the_clips_that_have_the_modalit
     for m, value in wanted.items():
         assert told[f'{name}/{m}'] == pytest.approx(value, rel=1e-5)
     assert told['loss'] == pytest.approx(np.mean(list(wanted.values())), rel=1e-5)
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    def put_down(name, *files):
+        workdir = tmp_path / name
+        (workdir / 'checkpoints').mkdir(parents=True)
+        for file in ('lock', 'train.log', *files):
+            (workdir / file).touch()
+        train.forget(epath.Path(workdir))
+        return {path.name for path in workdir.iterdir()} if workdir.exists() else None
+
+    assert put_down('new') is None
+    assert put_down('mine', 'notes.txt') == {'notes.txt'}
+    assert put_down('begun', 'config.json') == {'lock', 'train.log', 'checkpoints', 'config.json'}
+
+
+@pytest.mark.parametrize(
+    'argument, wanted',
+    [
+        ('--config.model.fusion_layer=1', 'config.model.fusion_layer is no setting; there are '),
+        ('--config.batch_siz=1', 'config.batch_siz is no setting; did you mean batch_size?'),
+        (
+            '--config.model.encoder.name.x=1',
+            "config.model.encoder.name.x is no setting; 'mid' is a value, which has no",
+        ),
+        ('--config.batch_size=1', 'None'),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_whole_name(repository, argument, wanted):
+    told = settings.find_unknown(str(repository / 'configs/tiny.py'), ['train', '--config.seed=1', argument])
+    assert str(told).startswith(wanted)
+
+
+def test_a_config_that_is_not_there_is_told_by_its_name(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse_flags(['train', '--workdir=nowhere', '--config=configs/nowhere.py:a=b'])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith('train: --config=configs/nowhere.py:a=b: there is no file')
