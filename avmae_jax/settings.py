@@ -154,11 +154,7 @@ def construct(constructor: Callable[..., Any], where: str, section: Config, /, *
     known = [name for name in inspect.signature(constructor).parameters if name not in ('self', 'parent', 'name')]
     for name in section:
         if name not in known or name in more:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f'config.{where}.{name} is no setting'
-                + (f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.')
-            )
+            raise ValueError(f'config.{where}.{name} is no setting{_instead(name, known)}')
     check_kinds(f'config.{where}', section, kinds_of(constructor))
     try:
         return constructor(**{name: _unfold(section[name]) for name in section}, **more)
@@ -232,6 +228,24 @@ def find_neighbours(config_file: str) -> None:
     file = pathlib.Path(config_file.partition(':')[0]).resolve()
     own = [folder.parent for folder in file.parents if folder.name == 'configs']
     sys.path[:0] = [str(root) for root in [*own, pathlib.Path(__file__).resolve().parent.parent][:1]]
+
+
+def find_unknown(config: Mapping[str, Any], argv: list[str]) -> str | None:
+    """What is wrong with the first setting of a command line that the config does not have."""
+    for path in split_overrides(argv)[1]:
+        section: Any = config
+        for part in path.split('.'):
+            if not isinstance(section, Mapping):
+                return f'config.{path} is no setting; {section!r:.80} is a value, which has no {part}.'
+            if part not in section:
+                return f'config.{path} is no setting{_instead(part, section)}'
+            section = section[part]
+    return None
+
+
+def _instead(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.'
 
 
 def read_config(text: str) -> dict[str, Any]:

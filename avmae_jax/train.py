@@ -512,11 +512,12 @@ def _not_chatty(record: python_logging.LogRecord) -> bool:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """The command line; a config that cannot be read, or a setting that it does not have, ends here in one line."""
+    config: Mapping[str, Any] = {}
     try:
         for argument, following in zip(argv, [*argv[1:], ''], strict=True):
             # Flags read the file as soon as they are parsed, and say in a traceback what is wrong with it.
             if re.fullmatch('--?config(=.*)?', argument):
-                settings.read_config(argument.partition('=')[2] or following)
+                config = settings.read_config(argument.partition('=')[2] or following)
     except ValueError as error:
         print(f'train: {error}', file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
@@ -524,8 +525,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         return absl_flags.FLAGS(argv)
     except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         text = str(error)
-        if isinstance(error, AttributeError | KeyError):  # Of ml_collections: a quoted text in a quoted text.
-            text = 'the config has no ' + re.sub(r'\\[n\']+\\n', '. ', text).replace('\\', '').strip('"\'')
+        if isinstance(error, AttributeError | KeyError | TypeError):  # Of ml_collections, which does not say where.
+            text = settings.find_unknown(config, argv) or text
         print(f'train: {text}\nSettings are given as --config.name=value; --help lists the flags.', file=sys.stderr)
         sys.exit(ExitCode.SETTINGS)
 

@@ -299,6 +299,8 @@ def test_a_config_may_be_given_besides_a_checkpoint(runs, repository, tiny_datas
     given = settings.read_config(str(repository / 'configs/finetune/tiny.py') + ':modalities=audio')
     with pytest.raises(ValueError, match='--config has audio and the checkpoint audio, video'):
         subjects.load_subject(runs.finetuned, overrides={}, config=given)
+    with pytest.raises(ValueError, match=r'config\.model\.encoder\.drop_path is of the training'):
+        subjects.load_subject(runs.finetuned, overrides={'model.encoder.drop_path': 0.5})
     with pytest.raises(ValueError, match='no function get_config'):
         settings.read_config(str(repository / 'configs/sections.py'))
 
