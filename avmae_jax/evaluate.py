@@ -25,7 +25,8 @@ What needs fitting is fitted on `--train_split` and never sees `--split`. Prints
   evaluation/SPLIT-step-STEP-sounds/*.wav  the same to listen to: CLIP-input, CLIP-left, CLIP-reconstructed
   evaluation/SPLIT-step-STEP-HEAD-classes.csv, -HEAD-confusion.png, -logits.npz      what a benchmark found
 
-`--config.data.path=DIR` evaluates on another dataset; any other setting of the run can be given the same way. With
+`--config.data.path=DIR` evaluates on another dataset; what else the run says of data, views, preprocessing and
+evaluation can be given the same way. With
 `--config=FILE` views, preprocessing and how data is read are those of that file; the model is that of the checkpoint.
 What is asked for beyond the run's own is in the names, so that nothing overwrites anything else:
 SPLIT-step-STEP-noaveraged, -clips-4, -from-TRAIN_SPLIT, -data-DIGEST, -settings-DIGEST; with `--random_init` they

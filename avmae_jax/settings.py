@@ -13,6 +13,7 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,11 +154,7 @@ def construct(constructor: Callable[..., Any], where: str, section: Config, /, *
     known = [name for name in inspect.signature(constructor).parameters if name not in ('self', 'parent', 'name')]
     for name in section:
         if name not in known or name in more:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(
-                f'config.{where}.{name} is no setting'
-                + (f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.')
-            )
+            raise ValueError(f'config.{where}.{name} is no setting{_instead(name, known)}')
     check_kinds(f'config.{where}', section, kinds_of(constructor))
     try:
         return constructor(**{name: _unfold(section[name]) for name in section}, **more)
@@ -233,18 +230,47 @@ def find_neighbours(config_file: str) -> None:
     sys.path[:0] = [str(root) for root in [*own, pathlib.Path(__file__).resolve().parent.parent][:1]]
 
 
+def find_unknown(config: Mapping[str, Any], argv: list[str]) -> str | None:
+    """What is wrong with the first setting of a command line that the config does not have."""
+    for path in split_overrides(argv)[1]:
+        section: Any = config
+        for part in path.split('.'):
+            if not isinstance(section, Mapping):
+                return f'config.{path} is no setting; {section!r:.80} is a value, which has no {part}.'
+            if part not in section:
+                return f'config.{path} is no setting{_instead(part, section)}'
+            section = section[part]
+    return None
+
+
+def _instead(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean {close[0]}?' if close else f'; there are {", ".join(known)}.'
+
+
 def read_config(text: str) -> dict[str, Any]:
-    """The config of a file with `get_config`, its arguments after a colon, outside of flags."""
-    file, _, arguments = text.partition(':')
+    """The config of a file with `get_config`, its arguments after a colon; ValueError for whatever is wrong with it."""
+    file, colon, arguments = text.partition(':')
     if not pathlib.Path(file).is_file():
         raise ValueError(f'--config={text}: there is no file {file}.')
     find_neighbours(file)
-    made = runpy.run_path(file).get('get_config')
-    if made is None:
-        raise ValueError(f'--config={text}: {file} has no function get_config.')
-    if arguments and not inspect.signature(made).parameters:
-        raise ValueError(f'--config={text}: get_config of {file} takes no arguments.')
-    return to_plain(made(arguments) if arguments else made())
+    given = [arguments] if colon else []
+    try:
+        made = runpy.run_path(file).get('get_config')
+        if made is None:
+            raise ValueError(f'{file} has no function get_config.')
+        if colon and not inspect.signature(made).parameters:
+            raise ValueError(f'get_config of {file} takes no arguments: leave out {colon}{arguments}.')
+        config = made(*given)
+        if not isinstance(config, Mapping) and not hasattr(config, 'to_dict'):
+            raise ValueError(f'get_config of {file} gives {config!r}, where a ConfigDict was due.')
+        return to_plain(config)
+    except ValueError as error:
+        raise ValueError(f'--config={text}: {error}') from error
+    except Exception as error:  # A config is a program, and may fail in any way.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f' in line {lines[-1]}' if lines else ''
+        raise ValueError(f'--config={text}: {file} fails{where} with {type(error).__name__}: {error}.') from error
 
 
 def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

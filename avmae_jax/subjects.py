@@ -68,6 +68,8 @@ class Subject(NamedTuple):
 
 # Of a config given besides the checkpoint; the rest describes the training that the checkpoint is of.
 TAKEN_SECTIONS = ('data', 'video', 'audio', 'image', 'preprocess', 'evaluation', 'batch_size')
+# What a checkpoint is of, or how it was trained: other values would change nothing of what is found.
+FIXED_SECTIONS = ('model', 'optimizer', 'start', 'num_steps', 'checkpoint', 'report')
 
 
 def load_subject(
@@ -98,6 +100,9 @@ def load_subject(
         taken = {name: config[name] for name in TAKEN_SECTIONS if name in config}
         own = {**kept, **taken, 'data': {**config['data'], 'path': path}}
     config = settings.override(own, overrides)
+    for name in overrides:
+        if settings.is_within(name, FIXED_SECTIONS):
+            raise ValueError(f'config.{name} is of the training, and {checkpoint} is trained: leave it out.')
     params, name = restored.params, f'step-{step:07d}'
     about = {
         'checkpoint': str(restored.folder),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from avmae_jax import experiment, train
+from avmae_jax import experiment, settings, train
 from avmae_jax.objectives import TERMS, Classification, Objective
 from avmae_jax.parallel import hosts, rules
 from avmae_jax.parallel import mesh as mesh_lib
@@ -131,3 +131,28 @@ def test_errors_of_an_autoencoder_are_means_over_the_clips_that_have_the_modalit
     for m, value in wanted.items():
         assert told[f'{name}/{m}'] == pytest.approx(value, rel=1e-5)
     assert told['loss'] == pytest.approx(np.mean(list(wanted.values())), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'argument, wanted',
+    [
+        ('--config.model.fusion_layer=1', 'config.model.fusion_layer is no setting; there are '),
+        ('--config.batch_siz=1', 'config.batch_siz is no setting; did you mean batch_size?'),
+        (
+            '--config.model.encoder.name.x=1',
+            "config.model.encoder.name.x is no setting; 'mid' is a value, which has no",
+        ),
+        ('--config.batch_size=1', 'None'),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_whole_name(repository, argument, wanted):
+    config = settings.read_config(str(repository / 'configs/tiny.py'))
+    told = settings.find_unknown(config, ['train', '--config.seed=1', argument])
+    assert str(told).startswith(wanted)
+
+
+def test_a_config_that_is_not_there_is_told_by_its_name(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse_flags(['train', '--workdir=nowhere', '--config=configs/nowhere.py:a=b'])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith('train: --config=configs/nowhere.py:a=b: there is no file')

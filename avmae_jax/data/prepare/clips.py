@@ -49,7 +49,7 @@ REASONS = {
     'too_large': Reason(f'the picture has more than {decode.MAX_PIXELS:,} pixels', 'missing_video'),
     'no_audio': Reason('no audio stream, or no sound decodes', 'missing_audio'),
     'silent': Reason('a sound track that never rises above the noise of its decoder', 'silent_audio'),
-    'damaged': Reason('parts do not decode, or were patched up by the decoder', 'damaged'),
+    'damaged': Reason('parts do not decode, were patched up, or have time stamps that cannot be right', 'damaged'),
     'short': Reason('the file, its picture or its sound ends before the clip does', 'short'),
     'duration': Reason('the header gives no length, or a smaller one than there is', None),
     'long': Reason('longer than max_seconds; only that much is stored', None),
@@ -101,10 +101,12 @@ class Settings:
         for name, outcomes in OUTCOMES.items():
             if getattr(self, name) not in outcomes:
                 raise ValueError(f'{name} must be one of {outcomes}; got {getattr(self, name)!r}.')
-        for name in ('fps', 'max_seconds', 'timeout_seconds'):
-            if not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be above 0; got {getattr(self, name)}.')
-        if not self.memory_gb >= 1:
+        if not 0.01 <= self.fps <= 1000:
+            raise ValueError(f'fps must lie in [0.01, 1000]; got {self.fps}.')
+        for name in ('max_seconds', 'timeout_seconds'):
+            if not 0 < getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} must be a number above 0; got {getattr(self, name)}.')
+        if not 1 <= self.memory_gb < 2**20:
             raise ValueError(f'memory_gb must be at least 1, which the decoders need; got {self.memory_gb}.')
         if self.clip_seconds is not None and not 0.1 <= self.clip_seconds <= self.max_seconds:
             raise ValueError(
@@ -256,7 +258,7 @@ def _make_audiovisual(row: ClipRow, settings: Settings, sums: Sums, note) -> Cli
     if sound is None and picture is None:
         problems = [problem for problem in (no_picture, no_sound) if problem]
         same = len({problem.reason for problem in problems}) == 1
-        note(problems[0] if same else Problem('no_media', '; '.join(p.detail for p in problems)), 'skipped')
+        note(problems[0] if same else Problem('no_media', _reasons(problems)), 'skipped')
     for problem, default in ((no_sound, 'no_audio'), (no_picture, 'no_video')):
         if problem:
             if problem.reason == 'beyond_end':
@@ -337,6 +339,10 @@ def _span_problems(row: ClipRow, end: float | None, settings: Settings, seconds:
     if end is None and longest >= settings.max_seconds - 1 / settings.fps:
         return [Problem('long', f'only the first {settings.max_seconds:g} s are stored')]
     return []
+
+
+def _reasons(problems: Iterable[Problem]) -> str:
+    return '; '.join(f'{problem.reason}: {problem.detail}' for problem in problems)
 
 
 def _choice(problem: Problem, settings: Settings) -> str:

@@ -9,17 +9,23 @@ Decoders run with one thread: frame threading costs more and can hang.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Literal
 
 import av
 
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192: no camera's picture is larger, but a damaged header easily is.
 MAX_ERRORS = 2_000  # Packets that fail one after another before a stream counts as over.
-BEHIND_SECONDS = 20.0  # How far another stream may run past the end before we stop waiting for ours.
+BEHIND_SECONDS = 120.0  # How far another stream may run past the end before we stop waiting for ours.
+BEHIND_PACKETS = 20  # One that far off alone has a damaged time stamp.
+JUMP_SECONDS = 10.0  # A frame that jumps so far ahead counts only if the next one is there too.
+BACK_SECONDS = 1.0  # Frames further back than this behind the last one are of another recording.
+MIN_BYTES_PER_SECOND = 1_000  # Where a header claims more seconds than this allows, the packets are asked.
+MAX_GAP_SECONDS = 600.0  # Packets that are further from all before them have damaged time stamps.
 
 # Play lists name other files, or addresses in a network; they are no media.
 REFUSED_FORMATS = {'hls', 'dash', 'concat', 'sdp', 'rtsp', 'lavfi', 'imf', 'webm_dash_manifest'}
@@ -82,16 +88,41 @@ def is_still(container: av.container.InputContainer) -> bool:
 
 def header_seconds(container: av.container.InputContainer) -> float | None:
     """How long the file says it is; None where it does not say, or says nonsense."""
-    if container.duration is not None and container.duration > 0:
-        return container.duration / av.time_base
-    return None
+    if container.duration is None or container.duration <= 0:
+        return None
+    if container.format.name in ('aac', 'loas'):
+        return None  # Has no header; ffmpeg guesses by the size of the first packets.
+    if container.format.name.startswith('matroska') and first_time(container) > 1.0:
+        return None  # Some count from 0, some from the first time.
+    return container.duration / av.time_base
 
 
 def probe_seconds(path: str) -> float | None:
-    """The length that a file claims in its header; decodes nothing. None when unknown."""
+    """How long a file is by its header, or by its packets where the header cannot be right; decodes nothing.
+
+    None when there is nothing that has a length.
+    """
     check_file(path)
     with open_container(path) as container:
-        return header_seconds(container)
+        claimed = header_seconds(container)
+        if claimed is not None and claimed * MIN_BYTES_PER_SECOND <= os.path.getsize(path):
+            return claimed
+        return last_end(container.demux(), first_time(container)) or claimed
+
+
+def last_end(packets: Iterable[Any], zero: float) -> float:
+    """Seconds from `zero` to the end of the last packet of picture or sound."""
+    ended = 0.0
+    with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+        for packet in packets:
+            if packet.stream.type not in ('video', 'audio') or packet.time_base is None:
+                continue
+            # Bare h264 has no times: picture comes after picture.
+            begin = float(packet.pts * packet.time_base) - zero if packet.pts is not None else ended
+            end = begin + float((packet.duration or 0) * packet.time_base)
+            if end <= ended + MAX_GAP_SECONDS:
+                ended = max(ended, end)
+    return ended
 
 
 def candidates(container: av.container.InputContainer, kind: Literal['video', 'audio']) -> list:
@@ -133,14 +164,17 @@ def first_time(container: av.container.InputContainer) -> float:
     return container.start_time / av.time_base if container.start_time is not None else 0.0
 
 
-def _packets(container: av.container.InputContainer, stream: Any, end: float) -> Iterator[av.Packet]:
-    """Packets of `stream`; ends once other streams have run far past `end` without one of ours."""
-    for packet in container.demux():
-        if packet.stream_index == stream.index:
+def packets_of(index: int, packets: Iterable[Any], end: float) -> Iterator[Any]:
+    """Those of one stream; ends once other streams have run far past `end` without one of ours."""
+    num_behind = 0
+    for packet in packets:
+        if packet.stream_index == index:
+            num_behind = 0
             yield packet
         elif packet.stream.type in ('video', 'audio') and packet.dts is not None and packet.time_base is not None:
             # Only these run along with ours; some files have all subtitles at the front.
-            if float(packet.dts * packet.time_base) > end + BEHIND_SECONDS:
+            num_behind += float(packet.dts * packet.time_base) > end + BEHIND_SECONDS
+            if num_behind > BEHIND_PACKETS:
                 return
 
 
@@ -153,7 +187,7 @@ def decoded(
       from_front: nothing was skipped by seeking. Behind a seek, decoders call frames corrupt by the hundred
         that look fine, so there only packets that fail count.
     """
-    packets = _packets(container, stream, end)
+    packets = packets_of(stream.index, container.demux(), end)
     failed_in_a_row, ended = 0, False
     while not ended:
         frames: list[Any] = []
@@ -185,6 +219,39 @@ def decoded(
             if from_front and getattr(frame, 'is_corrupt', False):
                 damage.append('frames patched up by the decoder')
             yield frame
+
+
+def in_order(frames: Iterator[Any], damage: list[str]) -> Iterator[Any]:
+    """Passes over frames whose time stamps cannot be right, and over another recording appended to the first.
+
+    Such begin at 0 again: their pictures would be left out for that and their sound put over the first one's.
+    """
+    last: float | None = None
+    held = None  # A frame far ahead of the last one, until the next shows whether time has gone there.
+    back = False
+    for frame in frames:
+        time = frame.time
+        if time is None:
+            yield frame
+            continue
+        if held is not None:
+            assert last is not None
+            if time < held.time - BACK_SECONDS:
+                damage.append(f'a time stamp of {held.time:.2f} s amid those around {last:.2f} s')
+            else:
+                yield held
+                last = held.time
+            held = None
+        back = last is not None and (time <= last if back else time < last - BACK_SECONDS)
+        if back:
+            damage.append(f'after {last:.2f} s time goes back to {time:.2f} s; what follows is left out')
+        elif last is not None and time > last + JUMP_SECONDS:
+            held = frame
+        else:
+            last = max(time, last) if last is not None else time
+            yield frame
+    if held is not None:
+        yield held
 
 
 def start_stream(container: av.container.InputContainer, stream: Any, at: float) -> None:

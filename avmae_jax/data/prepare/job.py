@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from avmae_jax import progress as progress_lib
 from avmae_jax.data import schema
 from avmae_jax.data.prepare import lists, shards, workers
-from avmae_jax.data.prepare.clips import ClipRow, Failure, Settings, failures_csv, resolve_trimmed
+from avmae_jax.data.prepare.clips import ClipRow, Failure, Settings, failures_csv, printable, resolve_trimmed
 from avmae_jax.data.prepare.manifest import Manifest, order_rows
 from avmae_jax.data.prepare.place import PLAN_FILE, OnDisk, choose_place
 from avmae_jax.data.prepare.statistics import Sums
@@ -81,13 +81,14 @@ def choose_modalities(manifest: Manifest, asked: str) -> tuple[str, ...]:
 
 
 PROBE_ROWS = 64  # Rows of a probing task: small, for the processes to end together.
+MAX_PIECES = 1_000_000  # Of one row: a list that asks for more has a mistake in its times.
 
 
 def cut_rows(found: Manifest, settings: Settings, num_workers: int) -> Manifest:
     """Rows longer than `clip_seconds` become several; a rest of less than half a clip is left out.
 
-    Where the list does not say when a clip ends, the header of its file is asked. A header that claims
-    too much gives clips that start behind the end: failures like any other.
+    Where the list does not say when a clip ends, its file is asked: the header, and the packets where that cannot be
+    right. A length that is too large all the same gives clips that start behind the end: failures like any other.
     """
     if settings.clip_seconds is None or 'image' in settings.modalities:
         return found
@@ -119,6 +120,11 @@ def _cut(row: ClipRow, seconds: float | None, length: float) -> list[ClipRow]:
     if end is None:
         return [row._replace(end=row.start + length)]
     count = int((end - row.start) / length + 0.5)
+    if count > MAX_PIECES:
+        raise ValueError(
+            f'clip_seconds={length:g} makes {count:,} clips of {printable(row.path)} from {row.start:g} to {end:g} s; '
+            f'{MAX_PIECES:,} are the most. Mend its times in the list, or leave it out.'
+        )
     if count <= 1:
         return [row._replace(end=None if row.end is None else min(row.end, row.start + length))]
     starts = [row.start + i * length for i in range(count)]
@@ -235,6 +241,7 @@ def run(
         plan = read_plan(folder)
         if plan is None:
             if others := place.others():
+                place.leave()
                 raise ValueError(f'output must be a new or empty folder; {output} holds {others[:3]}.')
             plan = make_plan(manifest, settings, name, num_shards, shard_mb, num_workers)
             shards.write_text(folder / shards.STATE_FOLDER / PLAN_FILE, json.dumps(plan._asdict(), indent=1) + '\n')

@@ -184,6 +184,10 @@ def read_csv(source: Source) -> Iterator[Entry]:
     path_column = next((name for name in PATH_COLUMNS if name in header), None)
     if path_column is None:
         raise ValueError(f'{where}: the header must have a column "path"; got {",".join(header)[:100]!r}.')
+    for twice in (name for name in header if header.count(name) > 1 and name):
+        raise ValueError(f'{where}: the header has {twice!r} twice; which column is meant?')
+    if {'label', 'labels'} <= set(header):
+        raise ValueError(f"{where}: the header has both 'label' and 'labels'; which column is meant?")
     heads = {name: name[6:] for name in header if name.startswith('label/') and len(name) > 6}
     heads.update({name: 'label' for name in ('label', 'labels') if name in header})
     for where, cells in rows:
@@ -281,15 +285,28 @@ def read_vggsound(source: Source) -> Iterator[Entry]:
         )
 
 
+EPIC_COLUMNS = ('narration_id', 'video_id', 'start_timestamp', 'stop_timestamp')
+ESC_COLUMNS = ('filename', 'fold', 'target', 'category')
+
+
+def _columns(path: str, rows: Iterator[tuple[str, list[str]]], wanted: Sequence[str]) -> dict[str, int]:
+    """Takes the header off `rows`: name -> number of its column."""
+    header = [cell.strip() for cell in next(rows, ('', []))[1]]
+    if lost := [name for name in wanted if name not in header]:
+        raise ValueError(
+            f'{path}: the header must have the columns {", ".join(wanted)}; {", ".join(lost)} is not there.'
+        )
+    return {name: i for i, name in enumerate(header)}
+
+
 def read_epic(source: Source) -> Iterator[Entry]:
     """EPIC-KITCHENS-100 narrations: a span of video_id.MP4, a verb and a noun."""
     media = MediaFolder(source.media_dir or os.path.dirname(source.path) or '.')
     rows = _rows(source.path)
-    header = [cell.strip() for cell in next(rows)[1]]
-    column = {name: i for i, name in enumerate(header)}
+    column = _columns(source.path, rows, EPIC_COLUMNS)
     for where, cells in rows:
-        if len(cells) != len(header):
-            raise ValueError(f'{where}: {len(cells)} columns, and the header has {len(header)}.')
+        if len(cells) != len(column):
+            raise ValueError(f'{where}: {len(cells)} columns, and the header has {len(column)}.')
         start = parse_seconds(cells[column['start_timestamp']], where, 'start_timestamp')
         end = parse_seconds(cells[column['stop_timestamp']], where, 'stop_timestamp')
         if start is None or end is None or end <= start:
@@ -315,11 +332,10 @@ def read_esc(source: Source) -> Iterator[Entry]:
     folder = source.media_dir or os.path.dirname(source.path)
     media = MediaFolder(folder or '.')
     rows = _rows(source.path)
-    header = [cell.strip() for cell in next(rows)[1]]
-    column = {name: i for i, name in enumerate(header)}
+    column = _columns(source.path, rows, ESC_COLUMNS)
     for where, cells in rows:
-        if len(cells) != len(header):
-            raise ValueError(f'{where}: {len(cells)} columns, and the header has {len(header)}.')
+        if len(cells) != len(column):
+            raise ValueError(f'{where}: {len(cells)} columns, and the header has {len(column)}.')
         stem, fold = os.path.splitext(cells[column['filename']])[0], cells[column['fold']].strip()
         if not fold.isdecimal():
             raise ValueError(f'{where}: fold must be a number; got {fold!r}.')
@@ -399,20 +415,26 @@ FORMATS = {
     ),
     'epic': Format(
         read_epic,
-        _header('narration_id', 'video_id', 'start_timestamp', 'stop_timestamp'),
+        _header(*EPIC_COLUMNS),
         {'verb': 'EPIC_100_verb_classes.csv', 'noun': 'EPIC_100_noun_classes.csv'},
     ),
     'vggsound': Format(read_vggsound, _is_vggsound, {'label': 'class_labels_indices_vgg.csv'}),
-    'esc50': Format(read_esc, _header('filename', 'fold', 'target', 'category'), {}),
+    'esc50': Format(read_esc, _header(*ESC_COLUMNS), {}),
     'folder': Format(read_folder, lambda line: False, {}),
     'csv': Format(read_csv, lambda line: True, {}),
 }
 
 
+def check_list(path: str) -> None:
+    """Raises unless `path` is a file that may be read several times, which a pipe may not."""
+    if not os.path.isfile(path):
+        what = 'is no plain file' if os.path.exists(path) else 'does not exist'
+        raise ValueError(f'input must be a list or a folder; {path} {what}.')
+
+
 def detect_format(path: str) -> str:
     if os.path.isdir(path):
         return 'folder'
-    if not os.path.exists(path):
-        raise ValueError(f'input must be a list or a folder; {path} does not exist.')
+    check_list(path)
     line = first_line(path)
     return next(name for name, entry in FORMATS.items() if entry.is_mine(line))

@@ -71,9 +71,13 @@ def read_manifest(
     entries: list[lists.Entry] = []
     name_files = dict(label_names or {})
     defaults: dict[str, catalogue.Dataset] = {}
+    of_list = False
     for item in inputs:
         split, path = _split_prefix(item)
         chosen = lists.detect_format(path) if format == 'auto' else format
+        if chosen != 'folder':
+            lists.check_list(path)
+            of_list = True
         entry_format = lists.FORMATS[chosen]
         for head, file in entry_format.labels.items():
             beside = os.path.join(os.path.dirname(path), file)
@@ -83,10 +87,14 @@ def read_manifest(
             defaults.update(dict.fromkeys(entry_format.labels, catalogue.BY_FORMAT[chosen]))
         read = entry_format.read(lists.Source(path, media_dir))
         entries += (entry._replace(split=split or entry.split) for entry in read)
+    if media_dir and not of_list:
+        raise ValueError(f'media_dir={media_dir} is for lists; a folder has its own files: {", ".join(inputs)}.')
     if not entries:
         raise ValueError(f'{", ".join(inputs)} names no clip.')
     _check_splits(entries)
     labels = _label_sets(entries, name_files, defaults)
+    if label_names and not labels:
+        raise ValueError(f'label_names names {sorted(label_names)}, and the clips have no labels.')
     ids = _unique_ids(entries)
     splits: dict[str, list[ClipRow]] = {}
     missing: list[Failure] = []

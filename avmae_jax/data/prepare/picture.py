@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,17 @@ def _colour_space(frame: av.VideoFrame) -> Any:
     return 'ITU709' if frame.height >= 720 else 'ITU601'
 
 
+def _orientation(frame: av.VideoFrame) -> tuple[bool, int]:
+    """(whether left and right are to be swapped, quarter turns to the left after that), as the file asks for."""
+    turns = round(frame.rotation / 90) % 4
+    matrix: Any = frame.side_data.get('DISPLAYMATRIX')
+    if matrix is None:
+        return False, turns
+    a, b, _, c, d = struct.unpack_from('=5i', bytes(matrix))
+    # `rotation` is the direction of (a, b), which a mirror has the other way round.
+    return (True, (turns + 2) % 4) if a * d < b * c else (False, turns)
+
+
 class _Shaper:
     """Frames of any format -> RGB of one size, upright."""
 
@@ -66,7 +78,7 @@ class _Shaper:
         self._size: tuple[int, int] | None = None  # Upright; fixed by the first frame.
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        turns = round(frame.rotation / 90) % 4
+        mirrored, turns = _orientation(frame)
         if self._size is None:
             width, height = target_size(frame.width, frame.height, self._aspect, self._short_side)
             self._size = (height, width) if turns % 2 else (width, height)
@@ -80,7 +92,9 @@ class _Shaper:
             interpolation='BICUBIC',
             threads=1,
         ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+        if mirrored:
+            rgb = rgb[:, ::-1]
+        return np.ascontiguousarray(np.rot90(rgb, turns))
 
 
 def read_picture(
@@ -152,7 +166,8 @@ def _read_picture_stream(
     done, seen = 0, 0
     current: av.VideoFrame | None = None
     last_time, last_seconds = -float('inf'), usual
-    for frame in decode.decoded(container, stream, stop + zero, damage, from_front=not seek):
+    frames = decode.decoded(container, stream, stop + zero, damage, from_front=not seek)
+    for frame in decode.in_order(frames, damage):
         seen += 1
         # A frame without a time stamp comes one usual step after the last.
         time = frame.time - zero if frame.time is not None else max(last_time, -usual) + usual

@@ -45,6 +45,10 @@ class OnDisk:
         """Names of what lies there besides the state of a job."""
         return [path.name for path in self.folder.iterdir() if path.name != STATE_FOLDER]
 
+    def leave(self) -> None:
+        """The folder is none to write into: what was put there for the lock goes."""
+        shutil.rmtree(self.folder / STATE_FOLDER)
+
     def plan_written(self) -> None: ...
 
     def read_done(self, file: str) -> ShardDone | None:
@@ -95,6 +99,9 @@ class InStore(OnDisk):
             return [path.name for path in self.target.iterdir()] if self.target.exists() else []
 
         return [name for name in self._ask('listed', look) if name != STATE_FOLDER]
+
+    def leave(self) -> None:
+        shutil.rmtree(self.folder)
 
     def plan_written(self) -> None:
         self._ask('written to', lambda: (self.target / STATE_FOLDER).mkdir(parents=True, exist_ok=True))

@@ -132,7 +132,8 @@ def _read_sound_stream(
             position += len(block)
 
     expected: float | None = None  # When the next frame begins if nothing is missing.
-    for frame in decode.decoded(container, stream, stop + zero, damage, from_front=not seek):
+    frames = decode.decoded(container, stream, stop + zero, damage, from_front=not seek)
+    for frame in decode.in_order(frames, damage):
         if frame.rate <= 0 or frame.samples <= 0:
             continue
         time = frame.time - zero if frame.time is not None else (expected if expected is not None else 0.0)
@@ -147,6 +148,8 @@ def _read_sound_stream(
             time = expected
         if time >= stop:
             ended = False
+            if not blocks and last_end == 0.0:
+                return Sound(np.zeros(0, np.int16), 0.0, [decode.Problem('late', f'the sound begins at {time:.2f} s')])
             break
         expected = last_end = time + frame.samples / frame.rate
         try:

@@ -276,7 +276,8 @@ def test_a_clip_whose_record_needs_too_much_memory_is_a_failure_of_that_file(who
     'setting, value',
     [
         ('codec', 'vp9'), ('fps', 0.0), ('short_side', 3), ('jpeg_quality', 0), ('gop', 0), ('clip_seconds', 0.0),
-        ('damaged', 'fill'), ('missing_video', 'keep'), ('max_seconds', -1.0), ('timeout_seconds', 0.0),
+        ('damaged', 'fill'), ('missing_video', 'keep'), ('max_seconds', -1.0), ('timeout_seconds', 0.0), ('fps', 1e9),
+        ('max_seconds', float('inf')), ('memory_gb', float('inf')), ('memory_gb', 0.01), ('fps', float('nan')),
     ],
 )  # fmt: skip
 def test_settings_say_what_they_want(setting, value):

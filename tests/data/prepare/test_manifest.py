@@ -76,6 +76,27 @@ def test_what_is_no_list_is_told_for_what_it_is(tmp_path):
     (tmp_path / 'clips.csv').write_bytes('path\na.mp4\n'.encode('utf-16'))
     with pytest.raises(ValueError, match='UTF-16 text; save it as CSV in UTF-8'):
         manifest.read_manifest([str(tmp_path / 'clips.csv')])
+    os.mkfifo(tmp_path / 'pipe.csv')
+    for format in ('auto', 'csv', 'vggsound'):
+        with pytest.raises(ValueError, match=r'must be a list or a folder; .*pipe\.csv is no plain file'):
+            manifest.read_manifest([str(tmp_path / 'pipe.csv')], format)
+    with pytest.raises(ValueError, match='must be a list or a folder; .* is no plain file'):
+        manifest.read_manifest([str(tmp_path)], 'epic')
+
+
+@pytest.mark.parametrize('format, column', [('epic', 'stop_timestamp'), ('esc50', 'category')])
+@pytest.mark.parametrize('text', ['', 'video_id,fold\na,1\n'])
+def test_a_list_of_another_format_is_told_by_its_columns(tmp_path, format, column, text):
+    with pytest.raises(ValueError, match=rf'clips\.csv: the header must have the columns .*{column} is not there'):
+        manifest.read_manifest([write(tmp_path, text)], format)
+
+
+def test_what_would_change_nothing_is_refused(tmp_path):
+    touch(tmp_path, 'a.mp4')
+    with pytest.raises(ValueError, match='media_dir=elsewhere is for lists'):
+        manifest.read_manifest([str(tmp_path)], media_dir='elsewhere')
+    with pytest.raises(ValueError, match=r"label_names names \['label'\], and the clips have no labels"):
+        manifest.read_manifest([str(tmp_path)], label_names={'label': 'names.txt'})
 
 
 def test_names_of_classes_are_kept_on_one_line(tmp_path):
@@ -110,6 +131,8 @@ def test_class_names_come_from_a_file(tmp_path, names, label):
         ('path,split\na.mp4,my split\n', r'clips.csv:2: a split is a word'),
         ('path,label\na.mp4,99999999\n', 'too large'),
         ('path,label\n', 'names no clip'),
+        ('path,label,label\na.mp4,x,y\n', r"clips.csv:1: the header has 'label' twice"),
+        ('path,label,labels\na.mp4,x,y\n', r"clips.csv:1: the header has both 'label' and 'labels'"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path, text, wanted):

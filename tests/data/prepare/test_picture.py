@@ -69,11 +69,22 @@ def test_rotation_flags_are_applied(media, tmp_path, shared_data):
     assert shapes == {(568, 320, 3)} and len(levels) == 1
 
 
-# a, b, c, d of the matrix in an mp4's track header, which players draw the picture through.
-@pytest.mark.parametrize('matrix, clockwise', [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3)])
-def test_rotated_frames_stand_as_players_show_them(tmp_path, matrix, clockwise):
+# a, b, c, d of the matrix in an mp4's track header: players draw (x, y) at (a x + c y, b x + d y).
+@pytest.mark.parametrize(
+    'matrix, shown',
+    [
+        ((0, 1, -1, 0), lambda rgb: np.rot90(rgb, 3)),
+        ((-1, 0, 0, -1), lambda rgb: np.rot90(rgb, 2)),
+        ((0, -1, 1, 0), lambda rgb: np.rot90(rgb, 1)),
+        ((-1, 0, 0, 1), lambda rgb: rgb[:, ::-1]),  # As cameras write it that face their owner.
+        ((1, 0, 0, -1), lambda rgb: rgb[::-1]),
+        ((0, 1, 1, 0), lambda rgb: rgb.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda rgb: rgb.swapaxes(0, 1)[::-1, ::-1]),
+    ],
+)
+def test_turned_and_mirrored_frames_stand_as_players_show_them(tmp_path, matrix, shown):
     rgb = np.zeros((32, 64, 3), np.uint8)
-    rgb[:16, :32] = 255  # White in the top left corner.
+    rgb[:16, :48] = 255  # White in the top left corner, and wider than high.
     path = tmp_path / 'a.mp4'
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('mpeg4', rate=10)
@@ -87,7 +98,7 @@ def test_rotated_frames_stand_as_players_show_them(tmp_path, matrix, clockwise):
     path.write_bytes(data)
     frames = []
     picture.read_picture(str(path), 0.0, None, 10.0, 0, lambda rgb, repeats: frames.append(rgb), max_seconds=1.0)
-    wanted = np.rot90(rgb, -clockwise)
+    wanted = shown(rgb)
     assert frames[0].shape == wanted.shape and np.abs(frames[0].astype(int) - wanted).mean() < 12
 
 

@@ -183,6 +183,7 @@ def test_a_folder_with_other_things_in_it_is_refused(rows, tmp_path):
     (tmp_path / 'thesis.txt').write_text('years of work')
     with pytest.raises(ValueError, match='new or empty folder'):
         job.run(rows, SETTINGS, str(tmp_path), 'plain', num_workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.txt']
 
 
 def test_failures_of_all_shards_are_listed_and_the_rest_is_stored(rows, plain_folder, tmp_path):
@@ -239,6 +240,9 @@ def test_spans_of_the_list_are_cut_too_without_asking_files(tmp_path):
     found = manifest.Manifest({'train': [row]}, {}, [], {'mp4': 1})
     cut = job.cut_rows(found, clips.Settings(clip_seconds=2.0), num_workers=1)
     assert sorted(row[2:4] for row in cut.splits['train']) == [(10.0, 12.0), (12.0, 14.0), (14.0, 15.5)]
+    endless = found._replace(splits={'train': [row._replace(end=1e9)]})
+    with pytest.raises(ValueError, match='clip_seconds=2 makes 499,999,995 clips of nowhere from 10 to 1e.09 s'):
+        job.cut_rows(endless, clips.Settings(clip_seconds=2.0), num_workers=1)
 
 
 # -- as tensorflow_datasets sees it --

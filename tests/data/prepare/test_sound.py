@@ -78,6 +78,8 @@ def test_sound_that_begins_late_keeps_its_place(media, tmp_path):
             packet.pts, packet.dts = packet.pts + delay, packet.dts + delay
             packet.stream = streams[packet.stream_index]
             target.mux(packet)
+    with pytest.raises(decode.MediaError, match='no_audio: the sound begins at 0.5'):
+        read(path, 0.0, 0.3)
     waveform = read(path).waveform.astype(np.int32)
     assert np.abs(waveform[:7500]).max() < 10 and np.abs(waveform[8600:]).max() > 5000
 
