@@ -151,7 +151,8 @@ def merge(
         raise ValueError(
             'the weights are of a classifier, and the config pretrains: give one of configs/finetune.'
             if classifying
-            else 'the weights are of an autoencoder, and the config is for a classifier: give one of configs/pretrain.'
+            else 'the weights are of an autoencoder, and the config is for a classifier: give one of configs/pretrain, '
+            'and the run that is made to a finetuning as config.start.path.'
         )
     ours, theirs = set(config['model']['tokenizers']), set(imported.model.tokenizers)
     if ours != theirs:
