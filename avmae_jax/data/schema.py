@@ -403,7 +403,7 @@ class DatasetInfo:
         version = tree.get('format_version') if isinstance(tree, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(f'format_version is {version!r}; this version reads {FORMAT_VERSION}: prepare again.')
-        check_kinds('it', tree, {**kinds_of(cls), 'labels': dict[str, dict], 'splits': dict[str, list[dict]]})
+        check_kinds('dataset', tree, {**kinds_of(cls), 'labels': dict[str, dict], 'splits': dict[str, list[dict]]})
         check_kinds('media', tree['media'], kinds_of(MediaSettings))
         for shard in (shard for shards in tree['splits'].values() for shard in shards):
             check_kinds('splits', shard, kinds_of(ShardInfo))
