@@ -169,6 +169,8 @@ def _check_kind(config: Config) -> None:
 
 def _check_start(section: Config) -> None:
     choose(transfer.INFLATIONS, 'start.inflation', section['inflation'])
+    if not isinstance(section.get('trunk', False), bool):
+        raise ValueError(f'config.start.trunk={section["trunk"]!r} must be True or False.')
     if starts.is_vit(section['path']):
         if not epath.Path(section['path']).exists():
             raise ValueError(f'config.start.path={section["path"]!r}: there is no such file.')

@@ -101,7 +101,7 @@ def convert(
       sha256: that the file must have; '' for any.
     """
     folder, overrides = epath.Path(output), dict(overrides or {})
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f'--output={output} is there already: give a folder that is not, or is empty.')
     config = settings.override(config, overrides)
     files.check_digest(path, sha256)

@@ -14,7 +14,8 @@
   knn, probe       classes from frozen features of audio, video and both: nearest neighbours, a linear probe
   retrieval        finding a clip's picture by its sound, and the other way round
 
-and is all that a pretrained model allows, or `benchmark` of a finetuned one. Logits and features are means over
+and is all that a pretrained model allows, or `benchmark` of a finetuned one; of one that was imported without a head,
+knn, probe and retrieval. Logits and features are means over
 `--num_clips` moments of a clip, spread over time, and over the crops of config.video.eval_crop.
 
 What needs fitting is fitted on `--train_split` and never sees `--split`. Prints tables, and writes into the workdir
@@ -115,7 +116,9 @@ def choose_what(subject: Subject, asked: Sequence[str]) -> list[str]:
             f'--what={",".join(wrong)}: for a {"finetuned" if finetuned else "pretrained"} model there are '
             f'{", ".join(possible)}.'
         )
-    return list(asked) or (['benchmark'] if finetuned else list(possible))
+    if finetuned and not asked:
+        return ['knn', 'probe', 'retrieval'] if subject.has_silent_head else ['benchmark']
+    return list(asked) or list(possible)
 
 
 def evaluate(evaluator: Evaluator, what: list[str], epic_annotations: str | None = None) -> Scored:
@@ -223,6 +226,8 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
         averaged=_AVERAGED.value,
     )
     if paths:
+        if subject.has_silent_head:
+            raise ValueError(f'{checkpoint} was imported without a head and guesses nothing: finetune it first.')
         if not predict_files(subject, paths, num_clips=_NUM_CLIPS.value, top=_TOP.value):
             raise FilesError(f'some of the {len(paths)} files could not be scored, see above.')
         return
@@ -239,7 +244,7 @@ def run(overrides: Mapping[str, Any], paths: Sequence[str] = ()) -> None:
         train_split=_TRAIN_SPLIT.value,
         layers=[int(layer) for layer in _LAYERS.value],
     )
-    if isinstance(subject.objective, Classification):
+    if {'benchmark', 'modalities'} & set(what):
         subjects.check_classes(subject, evaluator.source)
     data = describe_data(evaluator)
     notes = results_file.compare_data(subject.about, data)

@@ -6,6 +6,7 @@ refuses, ends here, before a device is touched. Nothing behind this file sees a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -543,6 +544,17 @@ def make_init_params(
         return model.init(rng, inputs, drawn.masks, drawn.places or None)['params']
 
     return init_params
+
+
+def brought_up(old: Config, new: Config, info: DatasetInfo) -> Config:
+    """The settings of a run, with those that came in since where leaving them out makes what the new ones make."""
+    brought = dict(old)
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # Of what nobody builds any more, the settings tell.
+        if build_model(old, info) == build_model(new, info):
+            brought['model'] = new['model']
+    if 'start' in old and 'start' in new:
+        brought['start'] = {'trunk': False, **old['start']}
+    return brought
 
 
 # -- A finished run --

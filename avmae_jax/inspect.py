@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -152,15 +151,15 @@ def inspect_run(path: epath.Path) -> Inspection:
 
 def inspect_config(path: epath.Path) -> Inspection:
     """A config in Python (with its arguments, as FILE.py:size=B), or the config.json of a run."""
-    name, _, arguments = os.fspath(path).partition(':')
-    try:
-        if name.endswith('.json'):
+    name = os.fspath(path)
+    if name.endswith('.json'):
+        try:
             tree = json.loads(epath.Path(name).read_text())
-        else:
-            settings.find_neighbours(name)
-            tree = runpy.run_path(name)['get_config'](arguments or None).to_dict()
-    except Exception as error:  # A config is a program, and may fail in any way.
-        raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f'{path} cannot be read as a config: {type(error).__name__}: {error}') from error
+    else:
+        tree = settings.read_config(name)
+        name = name.partition(':')[0]
     return Inspection([('', f'{name} = {value}') for name, value in flatten(tree, separator='.')], [])
 
 

@@ -31,7 +31,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from avmae_jax import checks, experiment, settings
+from avmae_jax import checks, experiment, settings, starts
 from avmae_jax.data import catalogue
 from avmae_jax.data.described import Described
 from avmae_jax.data.mixing import Mixture
@@ -289,10 +289,14 @@ def _told(plan: result.Plan) -> str:
 def run(overrides: Mapping[str, Any]) -> ExitCode:
     if not _CONFIG.value or not _TOPOLOGY.value:
         raise ValueError('--config and --topology are needed, such as --topology=v5e:4x4.')
-    config = settings.override(settings.read_config(_CONFIG.value), overrides)
+    if _PRICE.value is not None and not math.isfinite(_PRICE.value):
+        raise ValueError(f'--price={_PRICE.value} must be a finite number.')
+    config = starts.with_trunk(settings.override(settings.read_config(_CONFIG.value), overrides))
     topology = topology_lib.describe(_TOPOLOGY.value, _NUM_SLICES.value)
     source = describe_data(config, _CONFIG.value, _DATASET.value, _NUM_CLIPS.value, parse_classes(_NUM_CLASSES.value))
     planner = Planner(_CONFIG.value, config, source, topology, _PRICE.value)
+    if _OUTPUT.value:
+        make_output(_OUTPUT.value)
     plans = planner.search(_MAX_COMPILES.value) if _SEARCH.value else [planner.plan(planner.layout())]
     best = plans[0]
     if _SEARCH.value:
@@ -318,8 +322,15 @@ def parse_classes(texts: list[str]) -> dict[str, int]:
     return found
 
 
+def make_output(path: str) -> None:
+    """Before minutes go into compiling, so that they are not lost."""
+    try:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'--output={path} cannot be made: {error}.') from error
+
+
 def write(folder: epath.Path, plans: list[result.Plan], searched: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {'plan.json': plans[0].to_json()}
     if searched:
         made['search.json'] = [plan.to_json() for plan in plans]

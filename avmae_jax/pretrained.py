@@ -6,7 +6,7 @@
     model.classify(audio=waveform, sample_rate=44100)   # head -> logits [b classes], of a finetuned model
     model.reconstruct(video=frames, audio=waveform)     # modality -> what a pretrained model makes of hidden patches
 
-Any subset of the modalities that the model knows may be given, as numpy or jax arrays:
+Any subset of the modalities that the model knows may be given, as numpy or jax arrays (or what numpy takes for one):
 
     video    uint8 [b t h w 3], RGB. With `fps`, whole clips: the frames that the model wants are taken from their
              middle. Without, those frames themselves.
@@ -40,7 +40,7 @@ from avmae_jax.data.views import AudioView, View
 from avmae_jax.exports import functions, native
 from avmae_jax.exports.functions import Rebuilt
 from avmae_jax.exports.rows import make_rows
-from avmae_jax.exports.trained import Trained, nested_params, rebuild_preprocessing
+from avmae_jax.exports.trained import DTYPES, Trained, nested_params, rebuild_preprocessing
 from avmae_jax.ops.preprocess import STORED, Preprocess
 from avmae_jax.settings import Config, fits, override
 from avmae_jax.structs import Array, Modality
@@ -93,9 +93,7 @@ class Pretrained:
             raise ValueError('this model was pretrained and has no classes: finetune it first, or use embed.')
         return self._compiled['classify'](self.params, self.rows(**media))
 
-    def reconstruct(
-        self, *, seed: int = 0, mask_ratio: Mapping[Modality, float] | None = None, **media: Any
-    ) -> dict[Modality, Rebuilt]:
+    def reconstruct(self, *, seed: int = 0, mask_ratio: Any = None, **media: Any) -> dict[Modality, Rebuilt]:
         """What the model makes of patches that it does not see.
 
         Args:
@@ -104,6 +102,8 @@ class Pretrained:
         """
         if self.labels:
             raise ValueError('this model was finetuned to name classes and cannot rebuild: take the pretrained one.')
+        if not isinstance(mask_ratio, Mapping | None):
+            raise ValueError(f'mask_ratio={mask_ratio!r}: give a ratio for each modality, such as {{"audio": 0.5}}.')
         for name, ratio in (mask_ratio or {}).items():
             if name not in self.trained.objective.mask_ratio:
                 known = ', '.join(self.trained.objective.mask_ratio)
@@ -116,9 +116,7 @@ class Pretrained:
             self._compiled[ratios] = jax.jit(reconstruct)
         return self._compiled[ratios](self.params, self.rows(**media), jax.random.key(seed))
 
-    def rows(
-        self, *, fps: int | float | None = None, sample_rate: int | None = None, **media: Any
-    ) -> dict[Modality, Array]:
+    def rows(self, *, fps: Any = None, sample_rate: Any = None, **media: Any) -> dict[Modality, Array]:
         """Media in the shapes `row_shapes`: the windows and crops that the model is shown."""
         media = {m: x for m, x in media.items() if x is not None}
         return make_rows(self.trained, media, fps, sample_rate)
@@ -137,6 +135,8 @@ def load_pretrained(path: epath.PathLike, *, dtype: str | None = None) -> Pretra
       dtype: 'float32' or 'bfloat16', of activations; that of training if not given.
     """
     folder = epath.Path(path)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f'dtype={dtype!r} is none of {", ".join(DTYPES)}.')
     return Pretrained(read_export(folder, dtype) if native.is_export(folder) else read_run(folder, dtype=dtype))
 
 

@@ -13,6 +13,7 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -229,18 +230,8 @@ def find_neighbours(config_file: str) -> None:
     sys.path[:0] = [str(root) for root in [*own, pathlib.Path(__file__).resolve().parent.parent][:1]]
 
 
-def check_config_file(text: str) -> None:
-    file = text.partition(':')[0]
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f'--config={text}: there is no file {file}.')
-
-
-def find_unknown(text: str, argv: list[str]) -> str | None:
-    """What is wrong with the first setting of a command line that the config of the file `text` does not have."""
-    try:
-        config = read_config(text)
-    except Exception:  # Then it is the file that is wrong, in whatever way.
-        return None
+def find_unknown(config: Mapping[str, Any], argv: list[str]) -> str | None:
+    """What is wrong with the first setting of a command line that the config does not have."""
     for path in split_overrides(argv)[1]:
         section: Any = config
         for part in path.split('.'):
@@ -258,16 +249,28 @@ def _instead(name: str, known: Iterable[str]) -> str:
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """The config of a file with `get_config`, its arguments after a colon, outside of flags."""
-    file, _, arguments = text.partition(':')
-    check_config_file(text)
+    """The config of a file with `get_config`, its arguments after a colon; ValueError for whatever is wrong with it."""
+    file, colon, arguments = text.partition(':')
+    if not pathlib.Path(file).is_file():
+        raise ValueError(f'--config={text}: there is no file {file}.')
     find_neighbours(file)
-    made = runpy.run_path(file).get('get_config')
-    if made is None:
-        raise ValueError(f'--config={text}: {file} has no function get_config.')
-    if arguments and not inspect.signature(made).parameters:
-        raise ValueError(f'--config={text}: get_config of {file} takes no arguments.')
-    return to_plain(made(arguments) if arguments else made())
+    given = [arguments] if colon else []
+    try:
+        made = runpy.run_path(file).get('get_config')
+        if made is None:
+            raise ValueError(f'{file} has no function get_config.')
+        if colon and not inspect.signature(made).parameters:
+            raise ValueError(f'get_config of {file} takes no arguments: leave out {colon}{arguments}.')
+        config = made(*given)
+        if not isinstance(config, Mapping) and not hasattr(config, 'to_dict'):
+            raise ValueError(f'get_config of {file} gives {config!r}, where a ConfigDict was due.')
+        return to_plain(config)
+    except ValueError as error:
+        raise ValueError(f'--config={text}: {error}') from error
+    except Exception as error:  # A config is a program, and may fail in any way.
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f' in line {lines[-1]}' if lines else ''
+        raise ValueError(f'--config={text}: {file} fails{where} with {type(error).__name__}: {error}.') from error
 
 
 def override(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from etils import epath
 from avmae_jax import experiment, objectives, settings
 from avmae_jax.checkpoints.manager import DIGESTS_FILE
 from avmae_jax.data.mixing import Mixture
-from avmae_jax.data.schema import DatasetInfo
+from avmae_jax.data.schema import DatasetInfo, unnamed_classes
 from avmae_jax.ops.preprocess import Preprocess
 
 
@@ -45,6 +45,12 @@ class Subject(NamedTuple):
     def num_crops(self) -> int:
         """Of each moment of a clip."""
         return experiment.build_view(self.config).eval_crops
+
+    @property
+    def has_silent_head(self) -> bool:
+        """Whether it came without a head and has one of zeros: its features say something, its scores do not."""
+        heads = {name: head for name, head in self.params.items() if name.startswith('head_')}
+        return bool(heads) and 'random_init' not in self.about and not any(map(np.any, jax.tree.leaves(heads)))
 
     def open(self, split: str) -> Mixture:
         """The clips of a split."""
@@ -145,7 +151,9 @@ def check_classes(subject: Subject, source: Mixture) -> None:
         trained, given = subject.about.get('labels', {}).get(head), source.labels.get(head)
         if given is None:
             raise ValueError(f'{source.sources[0].info.name} has no labels for {head!r}, which the model scores.')
-        if trained is not None and trained != given.digest:
+        # Of an imported model perhaps nobody knows more than how many they are.
+        named = subject.trained_on or subject.info.labels[head].names != unnamed_classes(len(given.names))
+        if trained is not None and named and trained != given.digest:
             raise ValueError(
                 f'The classes of {head!r} in {source.sources[0].info.name}, or their order, are others than the model '
                 f'was trained on (label map {given.digest[:12]}, trained on {trained[:12]}): its scores would '

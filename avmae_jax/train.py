@@ -32,7 +32,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +60,7 @@ from avmae_jax.training.optimizer import averaged
 
 _STARTED = time.monotonic()  # What was imported before takes a second or two more.
 NUM_SOUNDS = 2  # Clips of the picture that TensorBoard gets as sound; 3 sounds of 10 s take 2.4 s of CPU.
+LOG_FILE, START_FILE, OVERVIEW_FILE = 'train.log', 'start.txt', 'parameters.txt'
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'File with get_config(), and its arguments after a colon.')
@@ -117,7 +118,7 @@ def train(config: settings.Config, workdir: epath.Path, source: Mixture, watchdo
     with account.spend('compile'):  # Last, as what may be wrong with a start or a checkpoint is told sooner.
         train_step = compile_step(config, parts, source, placed)
     watchdog.progress(slow=True)
-    report.write_overview(state.params, workdir / 'parameters.txt')
+    report.write_overview(state.params, workdir / OVERVIEW_FILE)
 
     def make_meta(state: state_lib.TrainState) -> dict[str, Any]:
         return experiment.make_meta(config, source, parts.shapes, state)
@@ -230,7 +231,7 @@ def first_state(
     params, told = starts.start_params(config, parts, source)
     logging.info('Starting from %s:\n%s', config['start']['path'], told)
     if jax.process_index() == 0:
-        (folder / 'start.txt').write_text(f'{told}\n')
+        (folder / START_FILE).write_text(f'{told}\n')
     params = jax.tree.map(hosts.global_array, params, shardings.params)
     return state_lib.init_from(params, key, shardings, parts.objective.init, parts.optimizer)
 
@@ -422,11 +423,13 @@ def make_fixed_loss(parts: experiment.Parts) -> Callable[[Any, Batch], BatchScor
 def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
     """Checks settings and data, starts the job, trains."""
     with hosts.Watchdog(config['parallel']['watchdog_seconds'], ExitCode.STUCK) as watchdog:
+        config = starts.with_trunk(config)
         source = experiment.open_train_sources(config)
         checks.check(config, source)
         # Before its first checkpoint a run has nothing to lose: a setting that was told to be wrong may be put right.
         if (workdir / settings.CONFIG_FILE).exists() and has_checkpoints(workdir):
-            settings.check_resumable(settings.load_config(workdir), config, workdir)
+            old = experiment.brought_up(settings.load_config(workdir), config, source.sources[0].info)
+            settings.check_resumable(old, config, workdir)
         hosts.keep_freed_memory()
         if _DISTRIBUTED.value:
             hosts.initialize(
@@ -436,12 +439,14 @@ def run(config: settings.Config, workdir: epath.Path) -> ExitCode:
                 heartbeat_seconds=config['parallel']['heartbeat_seconds'],
             )
         check_data(workdir, config, source)
+        before = set(workdir.iterdir()) if workdir.is_dir() else None
         with contextlib.closing(claim(workdir)):
-            log_to_file(workdir / 'train.log')
+            log_file = log_to_file(workdir / LOG_FILE)
             try:
                 return train(config, workdir, source, watchdog)
-            except ValueError:
-                forget(workdir)
+            except ValueError as error:
+                if jax.process_index() == 0 and not hosts.is_lost_process(error):
+                    leave_as_found(workdir, before, log_file)
                 raise
 
 
@@ -457,15 +462,27 @@ def claim(workdir: epath.Path) -> lock.WorkdirLock | contextlib.ExitStack:
     return mine or contextlib.ExitStack()
 
 
-def forget(workdir: epath.Path) -> None:
-    """Takes away what a run put down that never began, as one whose start does not fit its model."""
-    if '://' in str(workdir) or jax.process_index() or (workdir / settings.CONFIG_FILE).exists():
+def leave_as_found(
+    workdir: epath.Path, before: Set[epath.Path] | None, log_file: python_logging.Handler | None
+) -> None:
+    """Takes away what a start has made that was refused before its first step; call while its lock is held.
+
+    Args:
+      before: what lay there; None where the folder was not there.
+    """
+    if '://' in os.fspath(workdir) or (workdir / writer.METRICS_FILE).exists():
         return
-    for name in ('train.log', lock.FILE):
-        (workdir / name).unlink(missing_ok=True)
-    for folder in (workdir / 'checkpoints', workdir):
-        with contextlib.suppress(OSError):  # What holds something else stays.
-            os.rmdir(folder)
+    there = before or set()
+    if log_file is not None and workdir / LOG_FILE not in there:
+        logging.get_absl_logger().removeHandler(log_file)
+        log_file.close()
+    for name in (LOG_FILE, START_FILE, OVERVIEW_FILE, settings.CONFIG_FILE, lock.FILE):
+        if workdir / name not in there:
+            (workdir / name).unlink(missing_ok=True)
+    for folder in [workdir / 'checkpoints', *([workdir] if before is None else [])]:
+        if folder not in there:
+            with contextlib.suppress(OSError):  # It was not made, or something lies in it.
+                os.rmdir(folder)
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
@@ -476,15 +493,17 @@ def has_checkpoints(workdir: epath.Path) -> bool:
     return any(child.name.isdigit() for child in (workdir / 'checkpoints').iterdir())
 
 
-def log_to_file(path: epath.Path) -> None:
+def log_to_file(path: epath.Path) -> python_logging.Handler | None:
     """Also into a file, on local disks; and of orbax, which tells its every move, errors alone."""
     logging.get_absl_handler().addFilter(_not_chatty)
+    handler = None
     if '://' not in str(path) and jax.process_index() == 0:
         handler = python_logging.FileHandler(path)
         handler.setFormatter(logging.PythonFormatter())
         handler.addFilter(_not_chatty)
         handler.handleError = lambda record: None  # type: ignore[method-assign]  # On a full disk the message itself still goes to the terminal.
         logging.get_absl_logger().addHandler(handler)
+    return handler
 
 
 def _not_chatty(record: python_logging.LogRecord) -> bool:
@@ -492,20 +511,20 @@ def _not_chatty(record: python_logging.LogRecord) -> bool:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """The command line; a setting that does not exist, or of a wrong type, ends here in one line."""
-    config = ''
+    """The command line; a config that cannot be read, or a setting that it does not have, ends here in one line."""
+    config: Mapping[str, Any] = {}
     try:
         for argument, following in zip(argv, [*argv[1:], ''], strict=True):
-            if re.fullmatch('--?config(=.*)?', argument):  # Flags read the file as soon as they are parsed.
-                config = argument.partition('=')[2] or following
-                settings.check_config_file(config)
-                settings.find_neighbours(config)
-        rest = absl_flags.FLAGS(argv)
-        _CONFIG.value.to_dict()  # A file that is not there is told when it is first looked at.
-        return rest
-    except (absl_flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # A wrong argument needs no traceback through the config file; any other failure of it does.
-        text = re.sub(r'(?s): Error whilst parsing config file:.*\nValueError: (.*\S)\s*', r': \1', str(error))
+            # Flags read the file as soon as they are parsed, and say in a traceback what is wrong with it.
+            if re.fullmatch('--?config(=.*)?', argument):
+                config = settings.read_config(argument.partition('=')[2] or following)
+    except ValueError as error:
+        print(f'train: {error}', file=sys.stderr)
+        sys.exit(ExitCode.SETTINGS)
+    try:
+        return absl_flags.FLAGS(argv)
+    except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        text = str(error)
         if isinstance(error, AttributeError | KeyError | TypeError):  # Of ml_collections, which does not say where.
             text = settings.find_unknown(config, argv) or text
         print(f'train: {text}\nSettings are given as --config.name=value; --help lists the flags.', file=sys.stderr)

@@ -40,12 +40,30 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
 
 
 @contextlib.contextmanager
-def new_file(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A file to write, which takes the place of `path` at the end of the block."""
+def new_file(path: epath.PathLike, *, alone: bool = False) -> Iterator[epath.Path]:
+    """A file to write, which takes the place of `path` at the end of the block.
+
+    Args:
+      alone: nobody else is in such a block in this folder meanwhile: for whoever adds to what is there. Not so where
+        folders have no locks.
+    """
     place = _place(path)
-    with _working_folder(place) as folder:
-        yield folder / place.name
-        (folder / place.name).replace(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(place.parent, wait=True) if alone else contextlib.nullcontext():
+        with _working_folder(place, parent_is_locked=alone) as folder:
+            yield folder / place.name
+            (folder / place.name).replace(place)
+
+
+def text_in_store(path: epath.PathLike) -> str | None:
+    """What a file in an object store holds ('' if there is none); None for a file on a disk, which can grow.
+
+    No file in a store can: opened to append, it begins anew. Who adds to one writes the whole text again.
+    """
+    if '://' not in os.fspath(path):
+        return None
+    file = epath.Path(path)
+    return file.read_text() if file.exists() else ''
 
 
 def _place(path: epath.PathLike) -> epath.Path:
@@ -55,7 +73,7 @@ def _place(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _working_folder(path: epath.Path) -> Iterator[epath.Path]:
+def _working_folder(path: epath.Path, parent_is_locked: bool = False) -> Iterator[epath.Path]:
     """A folder beside `path` that nobody else has, and that is gone after the block unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f'{path.name}{PARTIAL}'
@@ -65,7 +83,7 @@ def _working_folder(path: epath.Path) -> Iterator[epath.Path]:
             folder.mkdir()
         else:
             # Between being made and being locked no folder is another's to sweep.
-            with _locked(path.parent, wait=True):
+            with contextlib.nullcontext() if parent_is_locked else _locked(path.parent, wait=True):
                 for left in [child for child in path.parent.iterdir() if child.name.startswith(start)]:
                     with _locked(left) as mine:
                         if mine:

@@ -149,11 +149,27 @@ def model(
     patch = {'video': (2, 16, 16), 'audio': (16, 16), 'image': (16, 16)}
     section = dict(
         tokenizers={
-            modality: dict(patch=patch[modality], positions='sincos_1d', modality_token=False, class_token=False)
+            modality: dict(
+                patch=patch[modality],
+                stride=config_dict.placeholder(tuple),  # None: patches lie side by side.
+                positions='sincos_1d',
+                modality_token=False,
+                class_token=False,
+                class_position=False,
+                distillation_token=False,
+            )
             for modality in modalities
         },
-        encoder=dict(name=encoder, size=size),
-        decoder=dict(name=decoder, size=decoder_size or size, positions='sincos_1d', modality_token=False),
+        encoder=dict(name=encoder, size=size, **final_norm()),
+        decoder=dict(
+            name=decoder,
+            size=decoder_size or size,
+            positions='sincos_1d',
+            modality_token=False,
+            class_position=False,
+            projection_bias=True,
+            **final_norm(),
+        ),
         architecture=dict(gelu='tanh', norm_epsilon=1e-6, qkv_bias=True),
         compute=dict(dtype='bfloat16', scan=True, remat='none', attention='auto'),
     )
@@ -161,6 +177,12 @@ def model(
         num_layers = LAYERS[size] if isinstance(size, str) else size['num_layers']
         section['encoder']['fusion_layer'] = num_layers - fusion_layers
     return section
+
+
+def final_norm() -> dict:
+    """Of an encoder or a decoder: whether it ends with a norm, and what that adds to the variance."""
+    # None: as the norms of the blocks, architecture.norm_epsilon.
+    return dict(final_norm=True, final_norm_epsilon=config_dict.placeholder(float))
 
 
 def objective(kind: str, *, mask_ratio: dict, standardise: str = 'none') -> dict:
@@ -217,7 +239,7 @@ def classifier(
     num_layers = LAYERS[size] if isinstance(size, str) else size['num_layers']
     section = model(size, modalities=modalities, encoder='shared', decoder='shared')
     del section['decoder']
-    section['encoder'] = dict(name=encoder, size=size, drop_path=drop_path)
+    section['encoder'] = dict(name=encoder, size=size, drop_path=drop_path, **final_norm())
     if encoder == 'mbt':
         layer = 2 * num_layers // 3 if fusion_layer is None else fusion_layer
         section['encoder'] |= dict(
@@ -229,7 +251,12 @@ def classifier(
         )
     elif encoder == 'mid':
         section['encoder']['fusion_layer'] = num_layers - 2 if fusion_layer is None else fusion_layer
-    return section | dict(pooling='mean', pooled_norm=False, representation=config_dict.placeholder(int))
+    return section | dict(
+        pooling='mean',
+        pooled_norm=False,
+        pooled_norm_epsilon=config_dict.placeholder(float),  # None: architecture.norm_epsilon.
+        representation=config_dict.placeholder(int),
+    )
 
 
 def classification(
@@ -291,6 +318,7 @@ def start() -> dict:
     return dict(
         # A run, or a checkpoint of one: an autoencoder with any encoder, or a classifier; or a ViT of images, FILE.npz.
         path='',
+        trunk=False,  # Take tokenizers and encoder as they are there, whatever config.model says of them.
         heads=False,  # Take the heads too, from a classifier of the same classes.
         divide_stem=True,  # An audio stem that gets three channels is divided by three.
         inflation='central',  # How a stem of images becomes one of video: 'central' frame, or 'average' over frames.

@@ -72,6 +72,9 @@ def make_spec(arguments: list[str]) -> tuple[JobSpec, argparse.Namespace]:
     fields = {
         field.name: getattr(given, field.name) for field in dataclasses.fields(JobSpec) if hasattr(given, field.name)
     }
+    for text in given.env:
+        if '=' not in text:
+            raise ValueError(f'--env={text}: give NAME=VALUE; {text}= sets it to nothing.')
     environment = tuple((name, value) for name, _, value in (text.partition('=') for text in given.env))
     spec = JobSpec(**fields, settings=tuple(settings), environment=environment, options=tuple(given.option))
     return spec, given

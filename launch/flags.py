@@ -45,6 +45,7 @@ def environment(spec: JobSpec) -> dict[str, str]:
     if node.family == 'cpu':
         variables['JAX_PLATFORMS'] = 'cpu'
         variables['JAX_NUM_CPU_DEVICES'] = str(node.num_chips)
-    for name, value in spec.environment:
-        variables[name] = f'{variables[name]} {value}' if name in ADDED_UP and variables.get(name) else value
-    return {name: value for name, value in variables.items() if value}
+    variables = {name: value for name, value in variables.items() if value}
+    for name, value in spec.environment:  # To nothing too, where that is asked for.
+        variables[name] = f'{variables[name]} {value}' if name in ADDED_UP and name in variables else value
+    return variables

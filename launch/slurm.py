@@ -65,7 +65,8 @@ def script(spec: JobSpec, folder: pathlib.Path) -> str:
         f'--output={shlex.quote(_pattern(logs) + "/%j-%t.log")}',
     ]
     if spec.image:
-        mounts = ','.join(dict.fromkeys(f'{path}:{path}' for path in (str(logs), spec.workdir) if '://' not in path))
+        mounted = _mounted(spec, logs)
+        mounts = ','.join(f'{path}:{path}' for path in mounted)
         srun += [
             f'--container-image={shlex.quote(spec.image)}',
             f'--container-workdir={CODE_IN_IMAGE}',
@@ -77,14 +78,16 @@ def script(spec: JobSpec, folder: pathlib.Path) -> str:
         f'bash -c {shlex.quote(TASK if spec.num_nodes == 1 else NUMBERED + TASK)} task',
         *map(shlex.quote, shell.train_command(spec, python)),
     ]
-    enter = '' if spec.image else f'cd {shlex.quote(spec.source)} || exit\n'
+    # What is not there cannot be mounted.
+    enter = shlex.join(['mkdir', '-p', *mounted]) if spec.image else f'cd {shlex.quote(spec.source)}'
     return f"""\
 #!/usr/bin/env bash
 set -u
 try=${{SLURM_RESTART_COUNT:-0}}
 export FINAL={shlex.quote(str(logs))}/$SLURM_JOB_ID-final
 {shell.exports(flags.environment(spec))}
-{enter}{NAME_COORDINATOR if spec.num_nodes > 1 else ''}code=0
+{enter} || exit
+{NAME_COORDINATOR if spec.num_nodes > 1 else ''}code=0
 {shell.wrap(words)} || code=$?
 if [ -e "$FINAL" ]; then
   code=$(cat "$FINAL")
@@ -104,7 +107,8 @@ exit "$code"
 
 
 def status(spec: JobSpec, folder: pathlib.Path) -> list[Command]:
-    return [['squeue', '--me', f'--name={spec.name}', '--long']]
+    # With jobs that have ended, for as long as SLURM remembers them (MinJobAge): is it done, or did it fail?
+    return [['squeue', '--me', f'--name={spec.name}', '--states=all', '--long']]
 
 
 def logs(spec: JobSpec, folder: pathlib.Path) -> dict[str, Command]:
@@ -114,6 +118,17 @@ def logs(spec: JobSpec, folder: pathlib.Path) -> dict[str, Command]:
 
 def teardown(spec: JobSpec, folder: pathlib.Path) -> list[Command]:
     return [['scancel', '--me', f'--name={spec.name}']]
+
+
+def _mounted(spec: JobSpec, logs: pathlib.Path) -> list[str]:
+    """Folders that a container is to see; pyxis splits what it mounts at these signs, and has none to quote them by."""
+    found = [str(logs), *([] if '://' in spec.workdir else [spec.workdir])]
+    for what, path in zip(('the folder of the job, --jobs,', 'WORKDIR'), found, strict=False):
+        if not path.startswith('/') or set(path) & set(' ,:'):
+            raise ValueError(
+                f'{path}: {what} is mounted into the image, so its path begins with / and has no space, comma or colon.'
+            )
+    return found
 
 
 def _pattern(path: pathlib.Path) -> str:

@@ -92,7 +92,10 @@ class Accelerator:
             raise ValueError(
                 f'--accelerator={text}: {kind} is followed by a colon and its size, as in {kind}:{example}.'
             )
-        return cls(kind, tuple(int(size) for size in shape.split('x')))
+        sizes = tuple(int(size) for size in shape.split('x'))
+        if kind in TPUS and any(size > 2 and size % 4 for size in sizes):
+            raise ValueError(f'--accelerator={text}: the sides of a slice are 1, 2 or multiples of 4.')
+        return cls(kind, sizes)
 
     def __str__(self) -> str:
         return f'{self.kind}:{self.topology}'
@@ -210,6 +213,8 @@ def check(spec: JobSpec) -> None:
         raise ValueError(f'--num_nodes={spec.num_nodes}: at least 1.')
     if spec.retries < 0:
         raise ValueError(f'--retries={spec.retries}: 0 or more.')
+    if spec.hours < 0:
+        raise ValueError(f'--hours={spec.hours}: 1 or more; 0 leaves it to the queue.')
     Accelerator.parse(spec.accelerator)
 
 

@@ -60,6 +60,7 @@ def pytest_addoption(parser):
     parser.addoption(
         '--update-golden', action='store_true', help='Write the parameter tables in tests/golden instead of comparing.'
     )
+    parser.addoption('--fuzz', type=int, default=1, help='How many times as many damaged files readers are tried with.')
 
 
 # They start processes and wait for them; begun last, they would leave the other worker idle at the end.
@@ -255,11 +256,17 @@ ANYTHING = (None, True, 'x', [], {}, -1, 0, 10**9, 10**400, 1e-300, 1e308, float
 
 
 @pytest.fixture(scope='session')
-def broken_json():
+def fuzz(request) -> int:
+    """How many times as many damaged files readers are tried with, for once in a while: --fuzz=20 --timeout=0."""
+    return request.config.getoption('--fuzz')
+
+
+@pytest.fixture(scope='session')
+def broken_json(fuzz):
     """(JSON, seed) -> (what was done, text): other values in its leaves, names left out, and damage to its bytes."""
 
     def broken(
-        content: object, num_leaves: int = 250, num_flips: int = 100, seed: int = 0
+        content: object, num_leaves: int = 250 * fuzz, num_flips: int = 100 * fuzz, seed: int = 0
     ) -> Iterator[tuple[str, str]]:
         leaves = list(_broken_leaves(content))
         for where, changed in leaves[:: 1 + len(leaves) // num_leaves]:  # Of many, such as names of arrays, some.
@@ -268,7 +275,7 @@ def broken_json():
         for place, bit in random.integers((len(text), 8), size=(num_flips, 2)):
             flipped = text[:place] + bytes([text[place] ^ (1 << bit)]) + text[place + 1 :]
             yield f'bit {bit} of byte {place} flipped', flipped.decode('latin-1')
-        for length in random.integers(len(text), size=20):
+        for length in random.integers(len(text), size=20 * fuzz):
             yield f'cut to {length} bytes', text[:length].decode()
 
     return broken

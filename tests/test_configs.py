@@ -476,11 +476,29 @@ CONFIG_FILES = [path for path in sorted(CONFIG_FOLDER.rglob('*.py')) if 'def get
 
 @pytest.mark.parametrize('file', CONFIG_FILES, ids=lambda file: str(file.relative_to(CONFIG_FOLDER)))
 def test_an_argument_that_a_config_does_not_have_is_refused(file, tmp_path):
-    with pytest.raises(ValueError, match="^Config argument 'colour=red': "):
+    with pytest.raises(ValueError, match=f"^--config={file}:colour=red: Config argument 'colour=red': "):
         settings.read_config(f'{file}:colour=red')
-    (tmp_path / 'own.py').write_text('def get_config():\n    return {}\n')
-    with pytest.raises(ValueError, match='get_config of .*own.py takes no arguments'):
-        settings.read_config(f'{tmp_path}/own.py:colour=red')
+
+
+@pytest.mark.parametrize(
+    'text, told',
+    [
+        ('def get_config():\n    return {}\n', 'get_config of OWN takes no arguments: leave out :colour=red.'),
+        ('def get_config(a, b):\n    return {}\n', 'OWN fails with TypeError: get_config() missing 1 required'),
+        ('def get_config(a):\n    return a.b\n', "OWN fails in line 2 with AttributeError: 'str' object has no attr"),
+        ('def get_config(a):\n    return\n', 'get_config of OWN gives None, where a ConfigDict was due.'),
+        ('x = 1\n', 'OWN has no function get_config.'),
+        ('def get_config(a:\n', "OWN fails with SyntaxError: '(' was never closed (own.py, line 1)."),
+    ],
+)
+def test_a_config_of_ones_own_that_fails_is_told_in_one_line(text, told, tmp_path, capsys):
+    file = tmp_path / 'own.py'
+    file.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        train.parse_flags(['train', f'--config={file}:colour=red'])
+    assert end.value.code == train.ExitCode.SETTINGS
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'train: --config={file}:colour=red: ' + told.replace('OWN', str(file)))
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
@@ -539,6 +557,17 @@ def test_a_run_is_gone_on_with_under_its_own_settings_alone(tmp_path):
     settings.check_resumable(config, other, tmp_path)  # What changes nothing that is computed may change.
     with pytest.raises(ValueError, match='seed: 0 -> 1'):
         settings.check_resumable(config, {**config, 'seed': 1}, tmp_path)
+
+
+def test_a_run_of_before_a_setting_is_gone_on_with():
+    config, _ = build('finetune-tiny')
+    info, old = source_for('finetune-tiny').sources[0].info, json.loads(json.dumps(config))
+    del old['model']['encoder']['final_norm'], old['model']['architecture'], old['start']['trunk']
+    settings.check_resumable(experiment.brought_up(old, config, info), config, 'run')
+    for name, value in {'model.encoder.final_norm': False, 'start.trunk': True, 'model.encoder.drop_path': 0.2}.items():
+        with pytest.raises(ValueError, match=f'holds a run with other settings: .*{name}: '):
+            other = settings.override(config, {name: value})
+            settings.check_resumable(experiment.brought_up(old, other, info), other, 'run')
 
 
 def test_a_folder_whose_name_has_a_comma_is_one_folder(tmp_path, monkeypatch):

@@ -64,6 +64,26 @@ def test_a_vit_without_a_head_gets_one_of_zeros(tmp_path):
     restored = experiment.restore_model(tmp_path / 'run')
     assert not np.any(restored.params['head_label']['kernel']) and restored.model.num_classes == {'label': 1}
     assert '0 ignored, 1 made' in told
+    # Its features are evaluated, on data of any classes.
+    subject = subjects.load_subject(tmp_path / 'run', overrides={})
+    assert evaluate.choose_what(subject, []) == ['knn', 'probe', 'retrieval']
+    assert evaluate.choose_what(subject, ['benchmark']) == ['benchmark']
+
+
+def birds(names):
+    described = Described('birds', 10, image=True, clip_seconds=None, conventions=())
+    described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple(names), False)})
+    return Mixture([described])
+
+
+def test_classes_of_which_only_the_number_is_known_are_scored_by_as_many(tmp_path):
+    convert.convert('vit_npz', save(tmp_path, published()), tmp_path / 'run', finetuning())
+    subject = subjects.load_subject(tmp_path / 'run', overrides={})
+    assert evaluate.choose_what(subject, []) == ['benchmark']
+    subjects.check_classes(subject, birds('bcdefga'))
+    for wrong, names in ((subject, 'abcdef'), (subject._replace(trained_on='of data'), 'bcdefga')):
+        with pytest.raises(ValueError, match='or their order, are others than the model was trained on'):
+            subjects.check_classes(wrong, birds(names))
 
 
 @pytest.mark.parametrize(
@@ -93,9 +113,7 @@ def test_an_imported_classifier_goes_on_with_data_of_its_classes_alone(tmp_path,
     monkeypatch.setattr(Checkpoints, 'read_meta', lambda self: (step, meta))
 
     def check(names):
-        described = Described('birds', 10, image=True, clip_seconds=None, conventions=())
-        described.info = dataclasses.replace(described.info, labels={'label': LabelSet(tuple(names), False)})
-        train.check_data(epath.Path(tmp_path / 'run'), config, Mixture([described]))
+        train.check_data(epath.Path(tmp_path / 'run'), config, birds(names))
 
     check('bcdefga')  # The file says how many there are, and not which.
     with pytest.raises(ValueError, match='model has 7 and the data 6.*--config.start.path=.*/run --config') as caught:
@@ -218,35 +236,95 @@ def test_an_imported_model_is_evaluated(run):
     assert all(np.isfinite(row['model']) for row in found['reconstruction'] if 'model' in row)
 
 
-def test_an_imported_model_is_finetuned(run, tiny_dataset, published_video):
-    """What the finetuning starts from encodes as the imported model does; made otherwise, it is refused."""
+@pytest.fixture
+def video_finetuning(run, tiny_dataset):
+    """What a person gives who finetunes the imported model, and no more."""
     config = finetune_tiny.get_config('modalities=video,encoder=shared,mixup=none')
     values = {name: value for name, value in TUBELETS.items() if not name.startswith('report')}
-    values |= {'data.path': str(tiny_dataset), 'start.path': str(run[0])}
-    imported = settings.load_config(run[0])['model']
-    values |= {f'model.encoder.size.{name}': value for name, value in imported['encoder']['size'].items()}
-    values |= {'model.tokenizers.video.patch': tuple(imported['tokenizers']['video']['patch'])}
+    values |= {'data.path': str(tiny_dataset), 'start.path': str(run[0]), 'model.pooled_norm': True}
     values |= {'preprocess.rgb_mean': (0.485, 0.456, 0.406), 'preprocess.rgb_std': (0.229, 0.224, 0.225)}
     config.update_from_flattened_dict(values)
-    source = experiment.open_train_sources(settings.to_plain(config))
-    plain = settings.to_plain(config)
-    flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=0.01'
-    with pytest.raises(ValueError, match=flags):
-        starts.start_params(plain, experiment.build(plain, source), source)
-    config.model.architecture.update(gelu='exact', norm_epsilon=1e-2)
-    config.model.encoder.final_norm, config.model.pooled_norm = False, True
-    plain = settings.to_plain(config)
-    parts = experiment.build(plain, source)
-    params, report = starts.start_params(plain, parts, source)
+    return settings.to_plain(config)
+
+
+def test_an_imported_model_is_finetuned(run, video_finetuning, tmp_path, monkeypatch):
+    """What the finetuning starts from encodes as the imported model does; made otherwise, it is refused."""
+    config, source = video_finetuning, experiment.open_train_sources(video_finetuning)
+    flags = '--config.model.architecture.gelu=exact --config.model.architecture.norm_epsilon=0.01, or config.start'
+    with pytest.raises(ValueError, match=f"which has gelu='tanh' and not 'exact', .*: give {flags}"):
+        starts.start_params(config, experiment.build(config, source), source)
+    asked = settings.override(config, {'start.trunk': True})
+    with monkeypatch.context() as patch:  # Else the command could not start jax.distributed any more.
+        patch.setattr('jax._src.xla_bridge.backends', None)
+        taken = starts.with_trunk(asked)
+    assert starts.with_trunk(config) == config and starts.with_trunk(taken) == taken
+    parts = experiment.build(taken, source)
+    params, report = starts.start_params(taken, parts, source)
     assert set(report.names('kept at initialisation')) == {
         'norm/scale', 'norm/bias', 'head_label/kernel', 'head_label/bias'
     }  # fmt: skip
     assert {name.split('/')[0] for name in report.names('left over')} == {'decoder'}
-    inputs = first_batch(plain, source, parts)
+    inputs = first_batch(taken, source, parts)
     restored = experiment.restore_model(run[0])
     wanted = restored.model.apply({'params': restored.params}, inputs, method='encode')['video']
     got = parts.model.apply({'params': params}, inputs, method='encode')['video']
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    # How it is trained and computed is not of the start, and what flags say one by one comes to the same.
+    assert taken['model']['encoder']['drop_path'] == 0.1 and taken['model']['compute'] == config['model']['compute']
+    size = {f'model.encoder.size.{name}': value for name, value in taken['model']['encoder']['size'].items()}
+    by_flags = settings.override(config, {
+        **size, 'model.tokenizers.video.patch': (3, 5, 5), 'model.encoder.final_norm': False,
+        'model.architecture.gelu': 'exact', 'model.architecture.norm_epsilon': 1e-2,
+    })  # fmt: skip
+    assert experiment.build_model(by_flags, source.sources[0].info) == parts.model
+    # The command takes it over by itself.
+    trained = []
+    monkeypatch.setattr(train, 'train', lambda config, *_: trained.append(config) or train.ExitCode.DONE)
+    train_to_its_end(asked, tmp_path / 'tuned')
+    assert trained == [taken]
+
+
+def test_what_a_start_has_otherwise_is_told_with_both_values(run, video_finetuning, caplog):
+    told = ("tokenizers.video.positions='sincos_3d' and not 'sincos_1d'", "tokenizers.video.class_token=True and not",
+            'encoder.final_norm=True and not False', 'encoder.final_norm_epsilon=1e-05 and not None')  # fmt: skip
+    ours = starts.with_trunk(settings.override(video_finetuning, {'start.trunk': True}))
+    changes = {'tokenizers.video.positions': 'sincos_3d', 'tokenizers.video.class_token': True}
+    changes |= {'encoder.final_norm': True, 'encoder.final_norm_epsilon': 1e-5}
+    changed = settings.override(ours, {f'model.{name}': value for name, value in changes.items()})
+    info, imported = birds('ab').sources[0].info, experiment.restore_model(run[0]).model
+    for config in (ours, changed):
+        caplog.clear()
+        starts._compare_trunks(experiment.build_model(config, info), imported)
+        assert [text in caplog.text for text in told] == [config is changed] * 4
+    bare = settings.override(ours, {'model.pooled_norm': False})
+    starts._compare_trunks(experiment.build_model(bare, info), imported)
+    assert 'config.model.pooled_norm=True puts one there' in caplog.text
+
+
+def test_the_trunk_of_a_file_of_images_is_taken(tmp_path, monkeypatch):
+    config = finetuning(**{'start.path': str(save(tmp_path, published())), 'start.trunk': True})
+    with monkeypatch.context() as patch:
+        patch.setattr('jax._src.xla_bridge.backends', None)
+        taken = starts.with_trunk(config)
+    source = birds('abc')
+    parts = experiment.build(taken, source)
+    _, report = starts.start_params(taken, parts, source)
+    assert set(report.names('kept at initialisation')) == {'head_label/kernel', 'head_label/bias'}
+    assert set(report.names('left over')) == {f'{part}/{name}' for part in ('head_label', 'representation') for name in
+                                              ('kernel', 'bias')}  # fmt: skip
+    assert parts.model.tokenizers['image'].positions == 'learned'
+
+
+def test_a_trunk_that_is_not_there_is_told(run, video_finetuning, tmp_path):
+    sound = settings.to_plain(finetune_tiny.get_config('modalities=audio'))
+    for config, values, complaint in (
+        (sound, {'start.path': str(run[0])}, f'start.trunk=True, and {run[0]} has no tokenizer of audio'),
+        (sound, {}, 'of config.start.path, which is empty'),
+        (sound, {'start.path': str(tmp_path)}, 'config.start.path: .* is neither a workdir'),
+        (sound, {'start.path': str(tmp_path / 'no.npz')}, 'config.start.path: .*no.npz is no file'),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            starts.with_trunk(settings.override(config, {**values, 'start.trunk': True}))
 
 
 def test_an_imported_model_is_planned(run):
@@ -344,6 +422,8 @@ def test_another_modality_is_refused(published_video, tmp_path, arguments, compl
 
 def test_a_file_with_another_digest_is_refused(tmp_path):
     file = save(tmp_path, published())
+    with pytest.raises(ValueError, match='--output=.*vit.npz is there already'):
+        convert.convert('vit_npz', file, file, finetuning())
     with pytest.raises(ValueError, match='vit.npz has the sha256 .* and not 00'):
         convert.convert('vit_npz', file, tmp_path / 'run', finetuning(), sha256='00')
     assert not (tmp_path / 'run').exists()

@@ -423,6 +423,34 @@ def test_a_run_that_is_refused_is_left_as_it_is(runs, monkeypatch):
     assert contents() == before
 
 
+def test_a_start_that_is_refused_leaves_nothing_in_a_new_folder(runs, small_finetuning, tmp_path, monkeypatch):
+    flags.FLAGS.mark_as_parsed()
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'noted').mkdir()
+    (tmp_path / 'noted' / 'train.log').write_text('mine')
+    before = sorted(tmp_path.rglob('*'))
+    refused = {
+        'multiple of the 8 devices': {'batch_size': 12},  # Told when the devices are known.
+        'config.start.heads=True': {'start.heads': True},  # Told when the checkpoints were looked at.
+    }
+    for told, changed in refused.items():
+        config = small_finetuning(**{'start.path': str(runs.pretrained), **changed})
+        for folder in ('new', 'empty', 'noted'):
+            with flagsaver.flagsaver(distributed=False), pytest.raises(ValueError, match=told):
+                train.run(config, train.epath.Path(tmp_path / folder))
+            assert sorted(tmp_path.rglob('*')) == before
+    assert (tmp_path / 'noted' / 'train.log').read_text().startswith('mine')
+
+    def refuse(config, workdir, *_):
+        (workdir / 'compiled').mkdir()  # jax's cache, where a launcher wants it.
+        raise ValueError('is refused')
+
+    monkeypatch.setattr(train, 'train', refuse)
+    with flagsaver.flagsaver(distributed=False), pytest.raises(ValueError, match='is refused'):
+        train.run(config, train.epath.Path(tmp_path / 'cached'))
+    assert [path.name for path in (tmp_path / 'cached').iterdir()] == ['compiled']
+
+
 def test_the_first_state_is_the_start_and_else_what_it_is_without(runs, small_finetuning, tmp_path):
     config = small_finetuning(**{'start.path': str(runs.pretrained), 'optimizer.average_decay': 0.9})
     source = experiment.open_train_sources(config)

@@ -217,7 +217,7 @@ def test_a_wrong_option_is_told_in_one_line(dataset, arguments, wanted):
 def test_a_config_that_fails_by_itself_is_named(tmp_path):
     (tmp_path / 'broken.py').write_text('raise OSError(3)')
     done = run(tmp_path / 'broken.py')
-    assert done.returncode == 2 and 'broken.py cannot be read as a config: OSError: 3' in done.stderr
+    assert done.returncode == 2 and 'broken.py fails in line 1 with OSError: 3.' in done.stderr
 
 
 def test_configs_are_listed_with_their_values(tmp_path):

@@ -85,7 +85,7 @@ def test_numpy_and_jax_arrays_and_integers_and_floats_are_alike(models):
     media['audio'] = np.round(media['audio'] * 32767).astype(np.int16)
     floats = {**media, 'audio': media['audio'].astype(np.float32) / 32768}
     wanted = model.encode(**media)
-    for other in (floats, jax.tree.map(jnp.asarray, media)):
+    for other in (floats, jax.tree.map(jnp.asarray, media), {**floats, 'audio': floats['audio'].tolist()}):
         jax.tree.map(np.testing.assert_array_equal, model.encode(**other), wanted)
     jitted = jax.jit(lambda media: model.embed(**media))(floats)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jitted, model.embed(**floats))
@@ -133,6 +133,7 @@ def test_short_sound_is_filled_up_with_silence_and_long_sound_is_cut_in_its_midd
     sound = np.random.default_rng(0).uniform(-1, 1, (1, 2 * wanted + 100)).astype(np.float32)
     row = model.rows(audio=sound)['audio']
     np.testing.assert_array_equal(row, sound[:, (wanted + 100) // 2 :][:, :wanted])
+    assert not model.rows(audio=sound[:, :1], sample_rate=np.int64(8000))['audio'].any()
     row = model.rows(audio=sound[:, :100])['audio']
     np.testing.assert_array_equal(row[:, :100], sound[:, :100])
     assert row.shape == (1, wanted) and not row[:, 100:].any()
@@ -156,10 +157,18 @@ def test_media_files_of_any_kind_come_through(models, tiny_clips):
         ({'video': np.zeros((2, 32, 32, 3), np.uint8)}, r'got uint8 \[2, 32, 32, 3\]'),
         ({'video': np.zeros((1, 2, 0, 32, 3), np.uint8)}, r'got uint8'),
         ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8)}, 'takes 2 frames, 0.16 s apart; got 5'),
-        ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': 0.0}, 'fps must be above 0'),
+        ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': 0.0}, 'fps must be a number above 0; got 0.0'),
         ({'audio': np.zeros(5, np.float32)}, r'audio is float \[b l\].*got float32 \[5\]'),
         ({'audio': np.zeros((1, 5), np.int32)}, 'got int32'),
-        ({'audio': np.zeros((1, 5), np.float32), 'sample_rate': 0}, 'sample_rate is a whole number'),
+        ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': np.inf}, 'fps must be a number above 0; got inf'),
+        ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': '25'}, "fps must be .*; got '25'"),
+        (
+            {'audio': np.zeros((1, 5), np.float32), 'sample_rate': 0},
+            'sample_rate is a whole number from 1,000 .*got 0',
+        ),
+        ({'audio': np.zeros((1, 5), np.float32), 'sample_rate': np.nan}, 'sample_rate is a whole number .*got nan'),
+        ({'audio': np.zeros((1, 5), np.float32), 'sample_rate': [16000]}, r'sample_rate is .*; got \[16000\]'),
+        ({'audio': [[1.0, 2.0], [1.0]]}, 'audio is no array'),
         ({'audio': np.zeros((1, 9000), np.float32), 'video': np.zeros((2, 2, 32, 32, 3), np.uint8)}, 'as many clips'),
     ],
 )
@@ -176,6 +185,8 @@ def test_what_a_model_was_not_trained_for_is_refused(models):
         models['finetuned'].reconstruct(**media)
     with pytest.raises(ValueError, match="knows no 'vidio'; name one of .*video"):
         models['pretrained'].reconstruct(**media, mask_ratio={'vidio': 0.5})
+    with pytest.raises(ValueError, match='mask_ratio=0.5: give a ratio for each modality'):
+        models['pretrained'].reconstruct(**media, mask_ratio=0.5)
     for ratio in (1.0, -0.1, float('nan')):
         with pytest.raises(ValueError, match=r'audio must be a number in \[0, 1\)'):
             models['pretrained'].reconstruct(**media, mask_ratio={'audio': ratio})

@@ -133,20 +133,6 @@ def test_errors_of_an_autoencoder_are_means_over_the_clips_that_have_the_modalit
     assert told['loss'] == pytest.approx(np.mean(list(wanted.values())), rel=1e-5)
 
 
-def test_a_run_that_never_began_leaves_nothing(tmp_path):
-    def put_down(name, *files):
-        workdir = tmp_path / name
-        (workdir / 'checkpoints').mkdir(parents=True)
-        for file in ('lock', 'train.log', *files):
-            (workdir / file).touch()
-        train.forget(epath.Path(workdir))
-        return {path.name for path in workdir.iterdir()} if workdir.exists() else None
-
-    assert put_down('new') is None
-    assert put_down('mine', 'notes.txt') == {'notes.txt'}
-    assert put_down('begun', 'config.json') == {'lock', 'train.log', 'checkpoints', 'config.json'}
-
-
 @pytest.mark.parametrize(
     'argument, wanted',
     [
@@ -160,7 +146,8 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path):
     ],
 )
 def test_a_wrong_setting_is_told_with_its_whole_name(repository, argument, wanted):
-    told = settings.find_unknown(str(repository / 'configs/tiny.py'), ['train', '--config.seed=1', argument])
+    config = settings.read_config(str(repository / 'configs/tiny.py'))
+    told = settings.find_unknown(config, ['train', '--config.seed=1', argument])
     assert str(told).startswith(wanted)
 
 

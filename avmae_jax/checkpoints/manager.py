@@ -29,6 +29,8 @@ from avmae_jax.parallel import hosts
 DIGESTS_FILE = 'digests.json'
 STEP_METADATA_FILE = '_CHECKPOINT_METADATA'  # Orbax stamps the time of the commit into it after our hook has run.
 COMMIT_FILE = 'commit_success.txt'  # Written after our hook, at the top of a step; nothing is read from it.
+# Orbax gives a save up by the clock on the wall, which may jump. What hangs for good, the watchdog ends.
+NO_DEADLINE = 100 * 365 * 24 * 3600
 TEMPORARY_MARK = '.orbax-checkpoint-tmp'
 META = 'meta'
 METRIC = 'metric'
@@ -80,7 +82,9 @@ class Checkpoints:
                 best_fn=_read_metric if keep_best else None,
                 best_mode='min',
                 preservation_policy=None if read_only else policies.AnyPreservationPolicy(keep),
-                async_options=None if read_only else ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                async_options=None
+                if read_only
+                else ocp.AsyncOptions(timeout_secs=NO_DEADLINE, post_finalization_callback=self._write_digests),
             ),
         )
 

@@ -74,11 +74,11 @@ def find(workdir: epath.PathLike, split: str, *, subject: str = 'step', asked: s
 
 
 def write(path: epath.Path, content: Mapping[str, Any]) -> None:
-    """Beside what the file holds already of the same subject on the same data."""
-    before = _read(path) if path.exists() else None
-    if before is not None and _identity(before) == _identity(content):
-        content = {**content, 'results': _together(before['results'], content['results'])}
-    with whole.new_file(path) as file:
+    """Beside what the file holds already of the same subject on the same data; of two that write at once too."""
+    with whole.new_file(path, alone=True) as file:
+        before = _read(path) if path.exists() else None
+        if before is not None and _identity(before) == _identity(content):
+            content = {**content, 'results': _together(before['results'], content['results'])}
         file.write_text(json.dumps(content, indent=1) + '\n')
 
 

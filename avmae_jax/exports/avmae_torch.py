@@ -67,6 +67,8 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         s = self.settings
+        if waveform.shape[1] < self.window:
+            raise ValueError(f'audio of {waveform.shape[1]} samples is shorter than one window of {self.window}.')
         if s['centred']:  # Frame i lies around the middle of hop i.
             before, after = (self.window - self.hop) // 2, self.window - self.hop - (self.window - self.hop) // 2
             waveform = F.pad(waveform[:, None], (before, after), mode='reflect')[:, 0]
@@ -481,9 +483,14 @@ class AVMAE(nn.Module):
 
     def encode(self, **media: Tensor | None) -> Tokens:
         """Tokens after the encoder [b n d], by modality; class tokens come first."""
-        given = {m: media.pop(m) for m in self.modalities if media.get(m) is not None}
+        given = {m: x for m in self.modalities if (x := media.pop(m, None)) is not None}
         if not given or any(x is not None for x in media.values()):
             raise ValueError(f'the model takes {" and ".join(self.modalities)}; got {[*given, *media]}.')
+        if not all(isinstance(x, Tensor) for x in given.values()):
+            raise ValueError(f'media are tensors of torch; got {", ".join(type(x).__name__ for x in given.values())}.')
+        if len({x.shape[:1] for x in given.values()}) > 1 or any(0 in x.shape for x in given.values()):
+            shapes = ', '.join(f'{m} {list(x.shape)}' for m, x in given.items())
+            raise ValueError(f'as many clips of each modality are wanted, and at least one; got {shapes}.')
         return self.encoder({m: self.tokenizers[m](self.preprocess(m, x)) for m, x in given.items()})
 
     def embed(self, **media: Tensor | None) -> Tokens:

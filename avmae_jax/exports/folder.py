@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from avmae_jax.checkpoints.digests import digest, relative, walk
+from avmae_jax.weights.files import is_file
 
 DIGESTS_FILE = 'digests.json'
 MAX_JSON_BYTES = 2**26
@@ -31,7 +32,7 @@ def write_digests(folder: epath.Path) -> None:
 def read_json(folder: epath.Path, name: str) -> dict[str, Any]:
     """A table in a JSON file of the folder."""
     file = folder / name
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(f'{folder} has no {name}: it is no export, or not a whole one.')
     try:
         if file.stat().length > MAX_JSON_BYTES:
@@ -50,7 +51,7 @@ def check_digests(folder: epath.Path, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(expected, dict) or name not in expected:
             raise ValueError(f'{folder / DIGESTS_FILE} does not tell of {name}: no export to load, or not a whole one.')
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise ValueError(f'{folder} has no {name}: the export is not whole.')
         if digest(folder / name) != expected[name]:
             raise ValueError(f'{folder / name} is not what was exported: its size or digest differs.')

@@ -5,8 +5,9 @@
     audio    ASTForAudioClassification, ASTModel
 
 The first that the model has a counterpart in is taken: pretrained models as a whole if their decoder is like theirs, or
-else their encoder. Of a model of several modalities a stream is one only if it runs by itself: that of the encoders
-`separate`, `shared` and `early` (given one modality), not of `mid` and MBT.
+else their encoder; classifiers with their head, or without one that says nothing (all zeros). Of a model of several
+modalities a stream is one only if it runs by itself: that of the encoders `separate`, `shared` and `early` (given one
+modality), not of `mid` and MBT.
 
 The tables are those of `weights/huggingface.py`, backwards; whether a class has what the model has is found out by
 rebuilding it from the config.json that is to be written.
@@ -66,9 +67,12 @@ def write(folder: epath.Path, trained: Trained, dtype: str) -> None:
     if len(trained.modalities) != 1:
         raise ValueError(f'transformers has classes of one modality: choose --modality={trained.modalities[0]}.')
     stream = make_stream(trained)
-    table = FINETUNED if isinstance(stream.model, Classifier) else PRETRAINED
+    names = PRETRAINED[stream.modality]
+    if isinstance(stream.model, Classifier):
+        silent = not any(np.any(x) for x in stream.params[f'head_{HEAD}'].values())
+        names = FINETUNED[stream.modality] + (names[-1:] if silent else ())
     reasons = []
-    for name in table[stream.modality]:
+    for name in names:
         try:
             config, arrays = convert(stream, name, trained)
         except ValueError as error:
@@ -155,9 +159,12 @@ def without_modality_token(model: Any, params: Mapping[str, Any], modality: Moda
 
 
 def encoder_alone(stream: Stream, name: str) -> Stream:
-    """The model without its decoder, as the class `name` is read: with a head that says nothing."""
+    """The model without its decoder or head, as the class `name` is read: with a head that says nothing."""
+    model = stream.model
+    if isinstance(model, Classifier):
+        return stream._replace(model=model.clone(num_classes={HEAD: 1}))
     pooling = 'mean' if name.startswith('VideoMAE') else 'token'
-    model = Classifier(stream.model.tokenizers, stream.model.encoder, num_classes={HEAD: 1}, pooling=pooling)
+    model = Classifier(model.tokenizers, model.encoder, num_classes={HEAD: 1}, pooling=pooling)
     return stream._replace(model=model, params={n: x for n, x in stream.params.items() if n != 'decoder'})
 
 
@@ -234,7 +241,7 @@ def describe(stream: Stream, name: str, trained: Trained) -> dict[str, Any]:
         terms = trained.objective.terms.values()
         asked = [term.target[stream.modality].standardise for term in terms if stream.modality in term.target]
         config['norm_pix_loss'] = bool(asked) and asked[0] != 'none'
-    elif trained.heads:
+    elif trained.heads and name in FINETUNED[stream.modality]:
         (head,) = trained.heads
         names = trained.info.labels[head].names
         config |= {'id2label': {str(i): label for i, label in enumerate(names)}}

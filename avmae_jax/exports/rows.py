@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any
 
+import jax
 import numpy as np
 from av import AudioFrame
 from av.audio.resampler import AudioResampler
@@ -16,19 +19,24 @@ from avmae_jax.ops.preprocess import STORED
 from avmae_jax.structs import Array, Modality
 
 
-def make_rows(
-    trained: Trained, media: dict[Modality, Any], fps: int | float | None, sample_rate: int | None
-) -> dict[Modality, Array]:
+def make_rows(trained: Trained, media: dict[Modality, Any], fps: Any, sample_rate: Any) -> dict[Modality, Array]:
     """Rows of the shapes `trained.row_shapes`; what already has that shape is passed on untouched.
 
     Args:
       media: by modality; see `avmae_jax.pretrained`.
+      fps, sample_rate: numbers of any kind, or None.
     """
     unknown = [m for m in media if m not in trained.modalities]
     if unknown or not media:
         given = ' and '.join(unknown) or 'nothing'
         raise ValueError(f'the model takes {" and ".join(trained.modalities)}; {given} was given.')
-    arrays = {m: x if hasattr(x, 'shape') else np.asarray(x) for m, x in media.items()}
+    if fps is not None and not (is_number(fps) and 0 < fps < math.inf):
+        raise ValueError(f'fps must be a number above 0; got {fps!r}.')
+    if sample_rate is not None and not (
+        is_number(sample_rate) and 1000 <= sample_rate <= 1_000_000 and sample_rate % 1 == 0
+    ):
+        raise ValueError(f'sample_rate is a whole number from 1,000 to 1,000,000 a second; got {sample_rate!r}.')
+    arrays = {m: as_array(m, x) for m, x in media.items()}
     rows = {
         m: sound_rows(trained, x, sample_rate) if m == 'audio' else picture_rows(trained, m, x, fps)
         for m, x in arrays.items()
@@ -39,7 +47,19 @@ def make_rows(
     return rows
 
 
-def picture_rows(trained: Trained, modality: Modality, media: Any, fps: int | float | None) -> Array:
+def is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
+
+
+def as_array(modality: Modality, media: Any) -> Array:
+    """Of jax as it is; tensors of torch and lists become numpy's."""
+    try:
+        return media if isinstance(media, jax.Array) else np.asarray(media)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{modality} is no array: {error}') from error
+
+
+def picture_rows(trained: Trained, modality: Modality, media: Any, fps: Any) -> Array:
     """Frames and crops of 'video' [b t h w 3] or 'image' [b h w 3]."""
     wanted, part = trained.row_shapes[modality], trained.view.parts[modality]
     assert isinstance(part, VideoView | ImageView)
@@ -48,8 +68,6 @@ def picture_rows(trained: Trained, modality: Modality, media: Any, fps: int | fl
         raise ValueError(f'{modality} is uint8 [{axes}], RGB in 0..255; got {media.dtype} {list(media.shape)}.')
     if isinstance(part, VideoView):
         if fps is not None:
-            if not fps > 0:
-                raise ValueError(f'fps must be above 0; got {fps}.')
             num_stored = media.shape[1]
             start = sampling.fraction_start(0.5, part.seconds, num_stored / fps)
             media = media[:, sampling.frame_indices(start, part.num_frames, part.frame_seconds, fps, num_stored)]
@@ -75,7 +93,7 @@ def cut_middles(
     return cut
 
 
-def sound_rows(trained: Trained, media: Any, sample_rate: int | None) -> Array:
+def sound_rows(trained: Trained, media: Any, sample_rate: Any) -> Array:
     """The middle of sound [b l], or stored log-mels [b s f] as they are."""
     preprocess, wanted, part = trained.preprocess, trained.row_shapes['audio'], trained.view.audio
     assert part is not None
@@ -91,7 +109,7 @@ def sound_rows(trained: Trained, media: Any, sample_rate: int | None) -> Array:
             f'audio is float [b l] in [-1, 1], or int16, of one channel; got {media.dtype} {list(media.shape)}.'
         )
     if sample_rate not in (None, preprocess.sample_rate):
-        media = np.stack([resample(row, sample_rate, preprocess.sample_rate) for row in np.asarray(media)])
+        media = np.stack([resample(row, int(sample_rate), preprocess.sample_rate) for row in np.asarray(media)])
     if media.shape[1:] == wanted:
         return media
     media = np.asarray(media)
@@ -104,11 +122,10 @@ def sound_rows(trained: Trained, media: Any, sample_rate: int | None) -> Array:
 
 def resample(waveform: Num[np.ndarray, 'l'], sample_rate: int, wanted: int) -> Float32[np.ndarray, 'm']:
     """The sound at another rate, by the resampler that `prepare` uses too (ffmpeg's)."""
-    if not (isinstance(sample_rate, int) and 1000 <= sample_rate <= 1_000_000):
-        raise ValueError(f'sample_rate is a whole number of samples a second; got {sample_rate!r}.')
     scale = np.float32(1 / 32768) if waveform.dtype == np.int16 else np.float32(1)
     frame = AudioFrame.from_ndarray(waveform.astype(np.float32)[None] * scale, format='fltp', layout='mono')
     frame.sample_rate = sample_rate
     resampler = AudioResampler(format='fltp', layout='mono', rate=wanted)
     blocks = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([block.to_ndarray().reshape(-1) for block in blocks])
+    # It makes nothing of a sample or two.
+    return np.concatenate([np.zeros(0, np.float32), *(block.to_ndarray().reshape(-1) for block in blocks)])

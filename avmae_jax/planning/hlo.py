@@ -80,7 +80,8 @@ class Collective(NamedTuple):
       times: how often a step runs it.
       group: the devices that take part in one with each other, by their place in the mesh; of the first such group.
       overlapped: whether something is computed while it runs.
-      where: the operation of the model that it comes from, as the compiler noted it.
+      where: the operation of the model that it comes from, as the compiler noted it; of several, the first.
+      forward_bytes: those of `array_bytes` that are made in the forward pass.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class Collective(NamedTuple):
     group: tuple[int, ...]
     overlapped: bool
     where: str
+    forward_bytes: int
 
     @property
     def wire_bytes(self) -> float:
@@ -174,7 +176,10 @@ def _element(lines: Sequence[Instruction], name: str, index: int) -> int:
 
 
 def executions(program: Program) -> Iterator[tuple[Instruction, Sequence[Instruction], int]]:
-    """(line, the computation it stands in, how often it runs) of all lines outside of fusions."""
+    """(line, the computation it stands in, how often it runs) of all lines outside of fusions.
+
+    Of a conditional the branch that sends most counts, or else that makes most: one runs, and nobody knows which.
+    """
 
     def walk(name: str, count: int) -> Iterator[tuple[Instruction, Sequence[Instruction], int]]:
         lines = program.computations[name]
@@ -182,9 +187,15 @@ def executions(program: Program) -> Iterator[tuple[Instruction, Sequence[Instruc
             yield line, lines, count
             if line.opcode == 'while':
                 yield from walk(line.attribute('body'), count * trip_count(program, line, lines))
-            elif line.opcode in ('call', 'conditional'):
-                for called in line.called:
-                    yield from walk(called, count)
+            elif line.opcode == 'call':
+                yield from walk(line.called[0], count)
+            elif line.opcode == 'conditional':
+                yield from max((list(walk(called, count)) for called in line.called), key=made)
+
+    def made(runs: Sequence[tuple[Instruction, Sequence[Instruction], int]]) -> tuple[int, int]:
+        sizes = [(line.opcode.removesuffix('-start'), count * sum(array_bytes(line.result).values()))
+                 for line, _, count in runs]  # fmt: skip
+        return sum(size for opcode, size in sizes if opcode in KINDS), sum(size for _, size in sizes)
 
     return walk(program.entry, 1)
 
@@ -192,7 +203,8 @@ def executions(program: Program) -> Iterator[tuple[Instruction, Sequence[Instruc
 def collectives(text: str) -> list[Collective]:
     """Every collective of the program, with how often it runs."""
     program = parse(text)
-    types = {line.name: line.result for lines in program.computations.values() for line in lines}
+    named = {line.name: line for lines in program.computations.values() for line in lines}
+    types = {name: line.result for name, line in named.items()}
     found = []
     for line, lines, count in executions(program):
         kind, asynchronous = line.opcode.removesuffix('-start'), line.opcode.endswith('-start')
@@ -216,6 +228,12 @@ def collectives(text: str) -> list[Collective]:
         sizes = array_bytes(_whole(kind, inner, types))
         if not sizes:  # Of scalars alone, such as the loss.
             sizes = {dtype: _BITS[dtype] // 8 for dtype, _ in _ARRAY.findall(inner.result) if dtype in _BITS}
+        where = _source(inner) or _source(line)
+        sent = inner.operands
+        origins = [where] if len(sent) == 1 else [_origin(name, named) or where for name in sent]
+        forward = array_bytes(
+            ' '.join(types.get(name, '') for name, origin in zip(sent, origins, strict=True) if _is_forward(origin))
+        )
         for dtype, size in sizes.items():
             found.append(
                 Collective(
@@ -225,7 +243,8 @@ def collectives(text: str) -> list[Collective]:
                     times=count,
                     group=_first_group(inner),
                     overlapped=asynchronous and _computes_meanwhile(line, lines),
-                    where=_source(inner) or _source(line),
+                    where=where,
+                    forward_bytes=min(size, forward.get(dtype, 0)),
                 )
             )
     return found
@@ -246,6 +265,18 @@ def _whole(kind: str, line: Instruction, types: Mapping[str, str]) -> str:
 def _source(line: Instruction) -> str:
     found = re.search(r'op_name="([^"]*)"', line.rest)
     return found[1] if found else ''
+
+
+def _origin(name: str, named: Mapping[str, Instruction]) -> str:
+    """What made an operand: the compiler sends arrays together that come from all over the model."""
+    line = named.get(name)
+    while line is not None and not _source(line) and line.opcode in _NOT_COMPUTING and line.operands:
+        line = named.get(line.operands[0])
+    return '' if line is None else _source(line)
+
+
+def _is_forward(where: str) -> bool:
+    return 'jvp(' in where and 'transpose(' not in where
 
 
 def _computes_meanwhile(start: Instruction, lines: Sequence[Instruction]) -> bool:
@@ -412,7 +443,7 @@ def gradient_dtypes(found: Sequence[Collective], smallest: int = 16) -> dict[str
     """
     table: dict[str, int] = {}
     for each in found:
-        forward = 'jvp(' in each.where and 'transpose(' not in each.where
-        if each.kind in ('all-reduce', 'reduce-scatter') and not forward and each.array_bytes >= smallest:
-            table[each.dtype] = table.get(each.dtype, 0) + each.array_bytes * each.times
+        size = each.array_bytes - each.forward_bytes
+        if each.kind in ('all-reduce', 'reduce-scatter') and size >= smallest:
+            table[each.dtype] = table.get(each.dtype, 0) + size * each.times
     return table

@@ -152,14 +152,14 @@ def text(plan: Plan) -> str:
     summed = ', '.join(f'{gib(size)} in {dtype}' for dtype, size in (plan.gradient_bytes or {}).items())
     lines.append(f'Gradients added up over devices in a step: {summed or "none"}.')
     time, run = plan.time, plan.run
-    threads = topology.chip.host_cpus
     lines += [
         f'HBM traffic {gib(plan.memory_bytes or 0)}, {plan.chip_flops / 1e12:.3g} TFLOP a chip and step.',
         f'A step takes at least {time.step * 1e3:.1f} ms: matrix products {time.compute * 1e3:.1f}, HBM '
         f'{time.memory * 1e3:.1f}, collectives beside them {time.overlapped * 1e3:.1f}, alone '
         f'{time.exposed * 1e3:.1f}; the limit is {time.limit}.',
         f'At most {run.clips_per_second:,.0f} clips/s, MFU {100 * run.mfu:.0f} %. Each host must feed '
-        f'{run.host_clips_per_second:,.0f} clips/s, about {run.host_cores:.1f} CPU cores of its {threads} threads.',
+        f'{run.host_clips_per_second:,.0f} clips/s, about {run.host_cores:.1f} CPU cores of its '
+        f'{topology.host_threads} threads.',
         f'The whole run: at least {run.days:.2f} days, {run.chip_hours:,.0f} chip-hours'
         + (f', {run.cost:,.0f} in the currency of the price.' if run.cost is not None else '.'),
         '',

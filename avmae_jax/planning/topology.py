@@ -59,6 +59,12 @@ class Topology:
         return max(1, math.ceil(len(self.devices) / self.chip.host_chips))
 
     @property
+    def host_threads(self) -> int:
+        """Of each host; smaller machines have their share."""
+        chips = len(self.devices) // self.num_hosts
+        return round(self.chip.host_cpus * min(1.0, chips / self.chip.host_chips))
+
+    @property
     def num_islands(self) -> int:
         """Groups of chips with links of their own: slices of TPUs, hosts with GPUs."""
         return self.num_slices if self.chip.torus_dims else self.num_hosts
@@ -124,7 +130,7 @@ def describe(name: str, num_slices: int = 1) -> Topology:
         raise ValueError(f'--num_slices={num_slices} must be at least 1.')
     jax.config.update('jax_platforms', 'cpu')
     if kind.torus_dims:
-        platform, settings = 'tpu', _describe_tpu(name, num_slices)
+        platform, settings = 'tpu', _describe_tpu(name, kind, shape, num_slices)
     else:
         platform, settings = 'cuda', _describe_gpu(name, kind, shape, num_slices)
     try:
@@ -134,7 +140,7 @@ def describe(name: str, num_slices: int = 1) -> Topology:
     return Topology(name, kind, shape, num_slices, tuple(found.devices))
 
 
-def _describe_tpu(name: str, num_slices: int) -> dict[str, Any]:
+def _describe_tpu(name: str, kind: Chip, shape: tuple[int, ...], num_slices: int) -> dict[str, Any]:
     if importlib.util.find_spec('libtpu') is None:
         raise ValueError("The TPU's compiler is not installed: pip install 'avmae_jax[plan]'.")
     for variable, value in LIBTPU_SETTINGS.items():
@@ -142,6 +148,8 @@ def _describe_tpu(name: str, num_slices: int) -> dict[str, Any]:
     more: dict[str, Any] = dict(TOPOLOGY_SETTINGS.get(name.partition(':')[0], {}))
     if num_slices > 1:
         more['num_slices'] = num_slices
+    if math.prod(shape) < kind.host_chips:  # As a v5e:1x1: the host has no more.
+        more['chips_per_host_bounds'] = (*shape, 1)[:3]
     return {'topology_name': name, **more}
 
 

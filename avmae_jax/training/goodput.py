@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 
+from avmae_jax import whole
 from avmae_jax.progress import format_seconds
 
 FILE = 'goodput.jsonl'
@@ -39,9 +39,7 @@ class Account:
 
     def __init__(self, folder: epath.PathLike | None, seconds_before: float = 0.0):
         self._path = None if folder is None else epath.Path(folder) / FILE
-        self._earlier: str | None = None  # Sessions, in an object store: opened to grow, a file there begins anew.
-        if self._path is not None and '://' in os.fspath(self._path):
-            self._earlier = self._path.read_text() if self._path.exists() else ''
+        self._earlier = None if self._path is None else whole.text_in_store(self._path)  # Sessions.
         self._opened = time.monotonic() - seconds_before
         self._began = time.time() - seconds_before
         self._spent = dict.fromkeys(('compile', 'restore', 'save', 'hooks'), 0.0)

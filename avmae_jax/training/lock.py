@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import time
+from typing import IO
 
 from absl import logging
 from etils import epath
@@ -32,13 +33,17 @@ class WorkdirLock:
 
     def __init__(self, workdir: epath.PathLike):
         self.holder: str | None = None
-        self._file = None
+        self._file: IO[str] | None = None
         if '://' in os.fspath(workdir):
             return
         path = epath.Path(workdir) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, 'a+')  # Not 'w': what it says is the other's.
-        self.holder = self._take()
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, 'a+')  # Not 'w': what it says is the other's.
+            self.holder = self._take()
+            if self.holder is not None or _is_at(self._file, path):
+                break
+            self._file.close()  # A job that was refused took it away meanwhile: the next one would make another.
         if self.holder is None:
             self._file.seek(0)
             self._file.truncate()
@@ -82,3 +87,10 @@ class WorkdirLock:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _is_at(file: IO[str], path: epath.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

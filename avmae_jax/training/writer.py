@@ -22,6 +22,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from avmae_jax import whole
+
 
 @contextlib.contextmanager
 def _as_if_not_installed(name: str) -> Iterator[None]:
@@ -48,14 +50,13 @@ METRICS_FILE = 'metrics.jsonl'
 
 
 class _Lines:
-    """A text file that grows. In an object store no file does, and opened to grow it begins anew: there each flush
-    writes the whole text."""
+    """A text file that grows; in an object store each flush writes the whole text."""
 
     def __init__(self, path: epath.Path):
         self._path = path
-        in_store = '://' in os.fspath(path)
-        self._file = None if in_store else path.open('a')
-        self._text = path.read_text() if in_store and path.exists() else ''
+        stored = whole.text_in_store(path)
+        self._file = path.open('a') if stored is None else None
+        self._text = stored or ''
         self._changed = False
 
     def write(self, line: str) -> None:

@@ -19,11 +19,13 @@ not finite are refused in all four, and bfloat16 and float16, in which some are 
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import hashlib
 import importlib
 import io
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -103,11 +105,20 @@ def checked(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> Arrays:
     return result
 
 
+def is_file(path: epath.PathLike) -> bool:
+    """Whether it is there and a file; a pipe or a device, of which a reader would see no end, is none."""
+    if not epath.Path(path).is_file():
+        return False
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # It is in a store.
+        return True
+
+
 def _open(path: epath.PathLike) -> BinaryIO:
-    file = epath.Path(path)
-    if not file.is_file():
+    if not is_file(path):
         raise ValueError(f'{path} is no file: give the file that holds the weights.')
-    return file.open('rb')
+    return epath.Path(path).open('rb')
 
 
 # What the parsers below raise at bytes that make no sense.
@@ -168,11 +179,13 @@ MAX_UNPACKED, SMALL = 32, 1 << 26
 def _zip_members(file: BinaryIO, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files of an archive, when they are all there, once each, and not larger than the archive can hold."""
     members, length = archive.infolist(), _length(file)
+    if not members:
+        raise ValueError('it holds nothing.')
     if _count_at_end(file, length) != len(members):  # The directory is read by lengths in it, and has no CRC.
         raise ValueError(f'it ends by counting other files than the {len(members)} that are found.')
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names):
-        raise ValueError(f'it holds {few(sorted({name for name in names if names.count(name) > 1}))} twice.')
+    times = collections.Counter(member.filename for member in members)
+    if len(times) < len(members):
+        raise ValueError(f'it holds {few(sorted(name for name, count in times.items() if count > 1))} twice.')
     unpacked = sum(member.file_size for member in members)
     if unpacked > max(SMALL, MAX_UNPACKED * length):
         raise ValueError(f'{length} bytes long, it says that it unpacks to {unpacked}: no weights do.')

@@ -69,8 +69,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f'{file} is not there: a model of Hugging Face is a folder with {CONFIG_FILE} in it.')
+    if not files.is_file(file):
+        what = 'no file' if file.exists() else 'not there'
+        raise ValueError(f'{file} is {what}: a model of Hugging Face is a folder with {CONFIG_FILE} in it.')
     if file.stat().length > MAX_JSON_BYTES:
         raise ValueError(f'{file} has {file.stat().length:,} bytes, and at most {MAX_JSON_BYTES:,} are read.')
     try:
@@ -144,7 +145,7 @@ def published_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
 def read_preprocessor(folder: epath.Path, modality: Modality) -> dict[str, Any]:
     """What preprocessor_config.json says of pixels or sound, in terms of our configs; {} where it is not there."""
     file = folder / PREPROCESSOR_FILE
-    if not file.is_file():
+    if not file.exists():
         return {}
     content = _read_json(file)
     if modality != 'audio':

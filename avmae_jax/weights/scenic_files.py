@@ -29,7 +29,7 @@ from avmae_jax.models.classifier import Classifier
 from avmae_jax.models.trunk import Trunk
 from avmae_jax.structs import Modality
 from avmae_jax.weights import scenic_config, scenic_mbt
-from avmae_jax.weights.files import checked, read_msgpack, write_msgpack
+from avmae_jax.weights.files import checked, is_file, read_msgpack, write_msgpack
 from avmae_jax.weights.imported import Imported
 from avmae_jax.weights.scenic_avmae import load_rows, scenic_rows
 from avmae_jax.weights.table import Arrays, Row, as_float32, few, flatten, unflatten
@@ -97,7 +97,7 @@ def write_checkpoint(path: epath.PathLike, arrays: Mapping[str, np.ndarray], ste
 def read_config(path: epath.PathLike, given: Mapping[str, str]) -> dict[str, Any]:
     """The config of a checkpoint."""
     file = epath.Path(given['config'] if 'config' in given else epath.Path(path).parent / CONFIG_FILE)
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(
             f'{file} is not there: the config of a checkpoint of Scenic, in JSON, is needed to know its model. '
             'Write it there with json.dumps(get_config().to_dict(), default=list), or give --given=config=FILE.'

@@ -75,6 +75,15 @@ def read(path: epath.PathLike, compute: Compute) -> ViT:
         raise ValueError(f'{path}: {error}') from error
 
 
+def read_model(path: epath.PathLike, compute: Compute) -> Classifier:
+    """The model alone, without a device."""
+    arrays = checked(path, read_npz(path))
+    try:
+        return build_model(scenic_names(arrays), compute)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+
+
 def read_imported(path: epath.PathLike, compute: Compute, given: Mapping[str, str]) -> Imported:
     """The same for `weights/formats.py`."""
     stored = checked(path, read_npz(path))

@@ -1,6 +1,8 @@
 """No evaluation takes the place of another one, and each is found again by what was asked for."""
 
+import concurrent.futures
 import json
+import time
 
 from etils import epath
 
@@ -61,6 +63,23 @@ def test_what_is_found_out_one_by_one_comes_together(tmp_path):
         ('all', 0.6),
         ('tail', 0.5),
     ]
+
+
+def test_of_evaluations_that_end_at_once_none_loses_its_rows(tmp_path, monkeypatch):
+    path, read, features = epath.Path(tmp_path) / 'results.json', results_file._read, ['video', 'audio', 'joint']
+
+    def read_slowly(path):
+        found = read(path)
+        time.sleep(0.1)  # For another one to read the same meanwhile.
+        return found
+
+    results_file.write(path, content(classification=[row(0.0, features='layer')]))
+    monkeypatch.setattr(results_file, '_read', read_slowly)
+    with concurrent.futures.ThreadPoolExecutor(len(features)) as pool:
+        list(pool.map(lambda one: results_file.write(path, content(classification=[row(0.1, features=one)])), features))
+    found = json.loads(path.read_text())['results']['classification']
+    assert {one['features'] for one in found} == {'layer', *features}
+    assert list(tmp_path.iterdir()) == [tmp_path / 'results.json']
 
 
 def test_of_another_subject_nothing_is_kept(tmp_path):

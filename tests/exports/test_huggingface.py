@@ -1,10 +1,12 @@
 """What `transformers` loads of an export says what our model says; what it has no class for is refused by the field."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 torch = pytest.importorskip('torch', reason="needs pip install 'avmae_jax[interop]'")
 transformers = pytest.importorskip('transformers', reason="needs pip install 'avmae_jax[interop]'")
@@ -26,7 +28,9 @@ from avmae_jax.objectives import Objective, Reconstruction  # noqa: E402
 from avmae_jax.ops.preprocess import Preprocess  # noqa: E402
 from avmae_jax.structs import JOINT_ORDER, Mask  # noqa: E402
 from avmae_jax.weights import huggingface as tables  # noqa: E402
+from avmae_jax.weights import huggingface_files  # noqa: E402
 from avmae_jax.weights.table import flatten  # noqa: E402
+from tests.weights import test_huggingface as published  # noqa: E402
 
 torch.set_num_threads(1)
 COMPUTE = Compute('float32', scan=False)
@@ -198,6 +202,25 @@ def test_an_autoencoder_whose_decoder_is_theirs_goes_out_whole_and_comes_back_bi
             noise[0, kept] = np.linspace(0, 0.5, len(kept))
             logits, wanted = theirs(x, noise=torch.from_numpy(noise)).logits, ours.predicted[modality]
     np.testing.assert_allclose(logits, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', published.CONFIGS)
+def test_what_transformers_wrote_goes_out_as_the_same_class_bit_for_bit(name, tmp_path):
+    imported = published.read(published.made(name), tmp_path / 'in')
+    ((modality, shape),) = imported.shapes.items()
+    part = AudioView(0.2) if modality == 'audio' else dataclasses.replace(VIEWS[modality], short_side=15, crop_size=15)
+    trained = make_trained(WHOLE['VideoMAEForPreTraining'])._replace(
+        model=imported.model, params=imported.params, shapes=imported.shapes, view=View(**{modality: part}),
+        objective=Objective({modality: 0.5}, {'reconstruction': Reconstruction()}),
+    )  # fmt: skip
+    export.export(tmp_path / 'out', trained, 'huggingface', 'float32')
+    config = json.loads((tmp_path / 'out/config.json').read_text())
+    assert config['architectures'] == [name]
+    assert ('id2label' in config) == name.endswith('Classification')
+    again = huggingface_files.read_arrays(epath.Path(tmp_path / 'out'))
+    assert set(again) == set(imported.arrays)
+    for key, array in imported.arrays.items():
+        np.testing.assert_array_equal(again[key], array, err_msg=key, strict=True)
 
 
 REFUSED = {

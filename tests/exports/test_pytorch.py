@@ -244,3 +244,11 @@ def test_wrong_media_are_told(tmp_path):
         model.embed(video=rows['video'].float())
     with pytest.raises(ValueError, match=r'audio is float \[b l\]'):
         model.embed(audio=rows['audio'][:, :, None])
+    for media, complaint in (
+        ({'video': rows['video'].numpy()}, 'media are tensors of torch; got ndarray'),
+        ({'video': rows['video'][:0]}, r'at least one; got video \[0, '),
+        ({**rows, 'audio': rows['audio'][:1]}, 'as many clips of each modality are wanted'),
+        ({'audio': rows['audio'][:, :9]}, 'audio of 9 samples is shorter than one window of 400'),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            model.embed(**media)

@@ -36,7 +36,7 @@ CALLS = {
         [['sbatch', '--job-name=run', '--nodes=2', '--ntasks-per-node=1', '--exclusive', '--gpus-per-node=8',
           '--requeue', '--signal=TERM@120', '--open-mode=append', '--output=HERE/launched/run/logs/%j.log',
           '--partition=q', 'HERE/launched/run/job.sh']],
-        [['squeue', '--me', '--name=run', '--long']],
+        [['squeue', '--me', '--name=run', '--states=all', '--long']],
         [],
         [['scancel', '--me', '--name=run']],
     ),

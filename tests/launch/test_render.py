@@ -273,6 +273,9 @@ REFUSED = {
     'joined slices': (['sky', *AUDIOSET, IMAGE, '--accelerator=v5e:4x4', '--num_nodes=2'], 'queued_resources'),
     'two processes on the same GPUs': (['local', 'c.py', 'x', '--accelerator=h100:8', '--num_nodes=2'], 'one process'),
     'a flag that does not exist': (['local', 'c.py', 'x', '--acelerator=cpu:2'], 'What is'),
+    'a variable without a value': (['local', 'c.py', 'x', '--env=NAME'], 'NAME=VALUE'),
+    'a mount with a comma': (['slurm', 'c.py', '/runs/a,b', IMAGE, '--accelerator=h100:8'], 'no space, comma or'),
+    'a mount of who knows where': (['slurm', 'c.py', 'runs/a', IMAGE, '--accelerator=h100:8'], 'begins with /'),
     'a setting in two words': (['local', 'c.py', 'x', '--config.x', '1'], 'What is'),
 }  # fmt: skip
 

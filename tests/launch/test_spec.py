@@ -52,8 +52,10 @@ WRONG = {
     'settings': (('--confg.x=1',), '--config.name=value'),
     'name': ('Tiny', '--name=Tiny'),
     'accelerator': ('v5e:4x4x4', 'v5e:4x4'),
+    'accelerator, by its sides': ('v5e:3x5', 'multiples of 4'),
     'num_nodes': (0, '--num_nodes=0'),
     'retries': (-1, '--retries=-1'),
+    'hours': (-3, '--hours=-3'),
     'environment': ((('A-B', '1'),), 'NAME=VALUE'),
 }
 
@@ -62,7 +64,7 @@ WRONG = {
 def test_a_wrong_field_is_named_with_its_remedy(field):
     value, words = WRONG[field]
     with pytest.raises(ValueError, match=words):
-        job(**{field: value})
+        job(**{field.partition(',')[0]: value})
 
 
 def test_flags_that_are_asked_for_come_last_and_so_count():
@@ -71,6 +73,8 @@ def test_flags_that_are_asked_for_come_last_and_so_count():
         job(accelerator='h100:8', environment=(('XLA_FLAGS', '--a=1'), ('JAX_COMPILATION_CACHE_DIR', '/c')))
     )
     assert asked['XLA_FLAGS'] == ours['XLA_FLAGS'] + ' --a=1' and asked['JAX_COMPILATION_CACHE_DIR'] == '/c'
+    emptied = flags.environment(job(accelerator='v5e:4x4', environment=(('NAME', ''), ('PYTHONUNBUFFERED', ''))))
+    assert emptied['NAME'] == '' and emptied['PYTHONUNBUFFERED'] == '' and 'LIBTPU_INIT_ARGS' not in emptied
 
 
 def test_submitting_imports_neither_jax_nor_the_package(repository):

@@ -56,6 +56,16 @@ def test_without_the_compiler_one_sentence_says_what_to_install(monkeypatch):
         topology_lib.describe('h200:8', num_slices=2)
 
 
+def test_a_slice_may_be_less_than_a_host(monkeypatch):
+    # Told so, the compiler takes it; without, it says that a v5e:1x1 is not divisible by 2x2x1.
+    monkeypatch.setattr(topology_lib.importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(topology_lib, 'LIBTPU_SETTINGS', {})
+    given = lambda name: topology_lib._describe_tpu(name, *topology_lib.parse(name), num_slices=1)  # noqa: E731
+    asked = {name: given(name).get('chips_per_host_bounds') for name in ('v5e:1x1', 'v5e:2x2', 'v5p:1x1x1')}
+    assert asked == {'v5e:1x1': (1, 1, 1), 'v5e:2x2': None, 'v5p:1x1x1': (1, 1, 1)}
+    assert grid('v5e:1x1').host_threads * 4 == grid('v5e:2x2').host_threads == grid('v5e:4x4').host_threads
+
+
 def test_a_group_uses_the_links_along_the_dimensions_that_it_spans():
     pod, link = grid('v5e:16x16'), CHIPS['v5e'].link_bandwidth
     row, all_of_it = pod.devices[:16], pod.devices
@@ -100,7 +110,7 @@ def test_a_step_compiles_for_gpus_that_are_not_here():
 
 
 def collective(kind: str, size: int, group: int, overlapped: bool = False, times: int = 1) -> hlo.Collective:
-    return hlo.Collective(kind, 'f32', size, times, tuple(range(group)), overlapped, '')
+    return hlo.Collective(kind, 'f32', size, times, tuple(range(group)), overlapped, '', 0)
 
 
 def test_the_roofline_takes_the_slowest_of_what_hides_and_adds_what_does_not():

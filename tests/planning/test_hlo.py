@@ -115,6 +115,23 @@ def test_loops_in_loops_multiply():
     assert counts == {'all-reduce': 12, 'all-gather': 36}
 
 
+@pytest.mark.parametrize(
+    'branches', ['true_computation=%few, false_computation=%most', 'branch_computations={%nothing, %most, %few}']
+)
+def test_of_a_conditional_the_branch_that_sends_most_counts_alone(branches):
+    def branch(name: str, line: str) -> str:
+        return f'%{name} (p: f32[8,64]) -> f32[8,64] {{\n  %p = f32[8,64]{{1,0}} parameter(0)\n  {line}\n}}'
+
+    few = branch('few', f'ROOT %r = f32[8,64]{{1,0}} all-reduce(%p), {GROUPS}, to_apply=%add')
+    most = branch('most', f'%g = f32[32,64]{{1,0}} all-gather(%p), {GROUPS}, dimensions={{0}}')
+    nothing = branch('nothing', 'ROOT %big = f32[512,64]{1,0} broadcast(%p), dimensions={0,1}')
+    line = f'  ROOT %c = f32[8,64]{{1,0}} conditional(%which, %b, %b, %b), {branches}'
+    text = module(GIVEN + line, few, most, nothing)
+    assert [(each.kind, each.times) for each in hlo.collectives(text)] == [('all-gather', 1)]
+    # It reads 4 * 8 * 64 bytes and writes four times as much.
+    assert hlo.memory_traffic(text) == 5 * 2048
+
+
 @pytest.mark.parametrize('name', ['all-reduce-scatter.7', 'fusion.1588'])
 def test_a_reduce_scatter_of_a_tpu_is_found_in_its_fusion(name):
     fused = f"""
@@ -186,6 +203,22 @@ def test_gradients_are_what_is_added_up_on_the_way_back():
     given = '  %f32 = f32[64,64]{1,0} parameter(0)\n  %bf16 = bf16[64,64]{1,0} parameter(1)\n'
     found = hlo.collectives(module(given + line('x', 'f32', 'transpose(jvp(Model))') + line('y', 'bf16', 'jvp(Model)')))
     assert hlo.gradient_dtypes(found) == {'f32': 16384}
+
+
+@pytest.mark.parametrize('named', ['jvp()', 'transpose(jvp(Model))'])
+def test_gradients_that_go_together_with_a_loss_are_told_from_it(named):
+    def made(name, where):
+        return f'  %{name} = f32[64]{{0}} fusion(%x), metadata={{op_name="jit(step)/{where}/dot"}}\n'
+
+    lines = (
+        made('loss', 'jvp()') + made('gradient', 'transpose(jvp(Model))') + made('while', 'transpose(jvp(Model))')
+        + '  %layer = f32[64]{0} get-tuple-element(%while), index=1\n  %copy = f32[64]{0} copy(%layer)\n'
+        '  %g = (f32[64]{0}, f32[64]{0}, f32[64]{0}) all-reduce(%loss, %gradient, %copy), '
+        f'{GROUPS}, to_apply=%add, metadata={{op_name="jit(step)/{named}/sum"}}'
+    )  # fmt: skip
+    (found,) = hlo.collectives(module(lines))
+    assert (found.array_bytes, found.forward_bytes) == (768, 256)
+    assert hlo.gradient_dtypes([found]) == {'f32': 512}
 
 
 def test_memory_traffic_leaves_out_what_stays_on_the_chip_and_what_a_slice_does_not_touch():

@@ -9,6 +9,8 @@ import math
 
 import jax
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from avmae_jax import experiment, plan, settings
 from avmae_jax.planning import result
@@ -125,3 +127,13 @@ def test_an_interrupted_plan_ends_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(plan, 'run', interrupt)
     assert plan.main(['plan'], {}) == plan.ExitCode.INTERRUPTED == 130
     assert capsys.readouterr().err == 'plan: interrupted; nothing was written.\n'
+
+
+def test_a_place_that_cannot_be_written_and_a_price_that_is_none_are_told_before_compiling(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match='^--output=.*file/plan cannot be made: '):
+        plan.make_output(f'{tmp_path}/file/plan')
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver((plan._CONFIG, PRETRAIN), (plan._TOPOLOGY, 'v5e:4x4'), (plan._PRICE, math.nan)):
+        with pytest.raises(ValueError, match='^--price=nan must be a finite number'):
+            plan.run({})

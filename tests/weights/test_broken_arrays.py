@@ -97,14 +97,16 @@ def broken(arrays):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_broken_arrays_are_refused_or_the_same_model(tmp_path, monkeypatch, traced_once, assert_read_or_refused, name):
+def test_broken_arrays_are_refused_or_the_same_model(
+    tmp_path, monkeypatch, traced_once, assert_read_or_refused, name, fuzz
+):
     kind, path, given = PUBLISHED[name](tmp_path)
     module, reader = READERS.get(kind, (files, 'read_arrays'))
     whole = getattr(module, reader)(path if path.is_file() else path / 'model.safetensors')
     nested = reader == 'read_msgpack'
     cases = list(broken(flatten(whole['params']) if nested else whole))
-    # To try all of them, raise it: they are some thousand.
-    for number in np.random.default_rng(len(cases)).permutation(len(cases))[:NUM_CASES]:
+    # --fuzz=100 tries all of them: they are some thousand.
+    for number in np.random.default_rng(len(cases)).permutation(len(cases))[: NUM_CASES * fuzz]:
         where, arrays = cases[number]
 
         def read(*_, arrays=arrays):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import os
 import struct
 import sys
 import tracemalloc
@@ -131,8 +132,10 @@ def test_a_digest_decides_on_the_whole_file(tmp_path):
 
 
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='is no file: give the file'):
-        files.read_arrays(tmp_path)
+    os.mkfifo(tmp_path / 'pipe')  # Whoever reads it waits.
+    for path in (tmp_path, tmp_path / 'nowhere', tmp_path / 'pipe', '/dev/zero'):
+        with pytest.raises(ValueError, match='is no file: give the file'):
+            files.read_arrays(path)
     (tmp_path / 'w.txt').write_text('no weights')
     with pytest.raises(ValueError, match='begins like no file of weights that is read here: safetensors, npz'):
         files.read_arrays(tmp_path / 'w.txt')
@@ -302,6 +305,16 @@ def npy(header):
     return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode()
 
 
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_an_archive_of_nothing_or_of_one_name_many_times_is_refused(tmp_path):
+    for names, complaint in (([], 'it holds nothing'), (['w.npy', 'v.npy'] * 10_000, 'it holds v.npy, w.npy twice')):
+        with zipfile.ZipFile(tmp_path / 'w', 'w') as archive:
+            for name in names:
+                archive.writestr(zipfile.ZipInfo(name), b'')
+        with pytest.raises(ValueError, match=f'w is no .npz file that can be read: {complaint}'):
+            files.read_npz(tmp_path / 'w')
+
+
 def huge(name):
     """Small files that say they hold a terabyte."""
     out = io.BytesIO()
@@ -363,12 +376,12 @@ DAMAGE = {'random': 100, 'random behind the beginning': 100, 'cut': 150, 'flip':
 
 
 @pytest.mark.parametrize('name', WRITERS)
-def test_damage_is_noticed_or_changes_nothing_but_numbers(tmp_path, name):
+def test_damage_is_noticed_or_changes_nothing_but_numbers(tmp_path, name, fuzz):
     path, arrays, random = tmp_path / 'weights', some_arrays(), np.random.default_rng(3)
     WRITERS[name](path, arrays)
     content, loaded = path.read_bytes(), 0
     for how, count in DAMAGE.items():
-        for _ in range(count):
+        for _ in range(count * fuzz):
             case = damaged(content, random, how)
             path.write_bytes(case)
             try:
@@ -415,11 +428,11 @@ def rezipped(content, random):
 
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 @pytest.mark.parametrize('name', ['torch', 'npz'])
-def test_damage_under_a_right_crc_is_a_clean_error_or_a_load(tmp_path, name):
+def test_damage_under_a_right_crc_is_a_clean_error_or_a_load(tmp_path, name, fuzz):
     path, random = tmp_path / 'weights', np.random.default_rng(5)
     WRITERS[name](path, some_arrays())
     content = path.read_bytes()
-    for _ in range(400):
+    for _ in range(400 * fuzz):
         case = rezipped(content, random)
         path.write_bytes(case)
         with contextlib.suppress(ValueError):

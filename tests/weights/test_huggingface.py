@@ -355,6 +355,10 @@ def test_the_preprocessor_says_how_pixels_and_sound_were_normalised(tmp_path):
         (image / 'preprocessor_config.json').write_text(json.dumps(said | changes))
         with pytest.raises(ValueError, match=f'preprocessor_config.json: {complaint}'):
             huggingface.read(image, LOOP)
+    (image / 'preprocessor_config.json').unlink()
+    (image / 'preprocessor_config.json').mkdir()
+    with pytest.raises(ValueError, match='preprocessor_config.json is no file'):
+        huggingface.read(image, LOOP)
     sound = saved(made('ASTModel'), tmp_path / 'sound')
     transformers.ASTFeatureExtractor(mean=-3.0, std=2.0, num_mel_bins=12, max_length=17).save_pretrained(sound)
     settings = huggingface.read(sound, LOOP).settings
