@@ -58,11 +58,21 @@ CONFIG_MODULE = '''"""The settings of this run, for commands that take --config.
 import json
 import pathlib
 
-import ml_collections
+from ml_collections import config_dict
+
+
+def for_flags(value):
+    """What JSON has no name for: tuples, and settings that are open and take any value."""
+    if isinstance(value, dict):
+        return {name: for_flags(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return tuple(map(for_flags, value))
+    return config_dict.placeholder(object) if value is None else value
 
 
 def get_config():
-    return ml_collections.ConfigDict(json.loads((pathlib.Path(__file__).parent / 'config.json').read_text()))
+    config = json.loads((pathlib.Path(__file__).parent / 'config.json').read_text())
+    return config_dict.ConfigDict(for_flags(config))
 '''
 
 

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from etils import epath
+from ml_collections import config_flags
 
 from avmae_jax import convert, evaluate, experiment, plan, settings, starts, subjects, train
 from avmae_jax.checkpoints.manager import Checkpoints
@@ -56,6 +57,16 @@ def test_a_vit_becomes_a_run_that_is_rebuilt_from_its_folder(tmp_path):
     assert settings.load_config(tmp_path / 'run') == settings.read_config(str(tmp_path / 'run/config.py'))
     model = json.loads((tmp_path / 'run/config.json').read_text())['model']
     assert model == experiment.describe_model(restored.model) and model['encoder']['drop_path'] == 0.2
+
+
+def test_every_setting_of_an_imported_run_can_be_a_flag(tmp_path):
+    convert.convert('vit_npz', save(tmp_path, published()), tmp_path / 'run', finetuning())
+    values, file = flags.FlagValues(), tmp_path / 'run/config.py'
+    given = {'optimizer.clip_norm': 0.5, 'preprocess.rgb_std': (0.5, 0.5, 0.25), 'data.data_dir': 'here', 'seed': 3}
+    line = ['train', f'--config={file}', *(f'--config.{name}={value}' for name, value in given.items())]
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=line)
+    values(line)
+    assert settings.to_plain(values.config) == settings.override(settings.load_config(tmp_path / 'run'), given)
 
 
 def test_a_vit_without_a_head_gets_one_of_zeros(tmp_path):

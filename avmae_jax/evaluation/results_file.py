@@ -121,10 +121,10 @@ def _rows_together(before: Sequence[Any], now: Sequence[Any], names: Sequence[st
 
 def compare_data(about: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     """How the data differ from what the subject was trained on, for whoever compares results."""
-    if 'trained_on' not in about:
+    if not about.get('trained_on'):  # '': an imported model, of whose data nothing is known.
         return []
     notes = []
-    if about['trained_on'] not in (data['digest'], ''):  # '': an imported model, of whose data nothing is known.
+    if about['trained_on'] != data['digest']:
         notes.append('These are other data than it was trained on.')
     for head, digest in data['labels'].items():
         if about['labels'].get(head, digest) != digest:
