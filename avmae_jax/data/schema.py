@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from avmae_jax.settings import check_kinds, kinds_of
 from avmae_jax.structs import Clip
 
 FORMAT_VERSION = 1
@@ -399,12 +400,16 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, text: str) -> DatasetInfo:
         tree = json.loads(text)
-        if tree.get('format_version') != FORMAT_VERSION:
-            raise ValueError(
-                f'format_version is {tree.get("format_version")!r}; this version reads {FORMAT_VERSION}: prepare again.'
-            )
+        version = tree.get('format_version') if isinstance(tree, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(f'format_version is {version!r}; this version reads {FORMAT_VERSION}: prepare again.')
+        check_kinds('dataset', tree, {**kinds_of(cls), 'labels': dict[str, dict], 'splits': dict[str, list[dict]]})
+        check_kinds('media', tree['media'], kinds_of(MediaSettings))
+        for shard in (shard for shards in tree['splits'].values() for shard in shards):
+            check_kinds('splits', shard, kinds_of(ShardInfo))
         labels = {}
         for head, entry in tree['labels'].items():
+            check_kinds(f'labels.{head}', entry, {'names': list[str], 'multi': bool})
             labels[head] = LabelSet(names=tuple(entry['names']), multi=entry['multi'])
             if labels[head].digest != entry['digest']:
                 raise ValueError(f'the names of label head {head!r} do not fit their digest.')

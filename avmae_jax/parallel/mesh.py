@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,31 +21,56 @@ AXES = ('replica', 'data', 'model')
 BATCH_AXES = dims.SPLIT['batch']
 
 
-def make_mesh(replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(replica: int = 1, data: int = -1, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices; one of the three sizes may be -1: whatever is left.
 
     Where the devices lie in several TPU slices, `replica` must be a multiple of their number, so that only
-    that axis crosses the slow network between them.
+    that axis crosses the slow network between them. Devices that share a layer, along `model`, are of one process
+    where that can be.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = _fill_shape({'replica': replica, 'data': data, 'model': model}, len(devices))
-    axis_types = (AxisType.Auto,) * len(AXES)
-    num_slices = count_slices(devices)
-    if num_slices > 1:
-        if shape[0] % num_slices:
-            raise ValueError(
-                f'parallel.replica={shape[0]} must be a multiple of the {num_slices} slices the devices lie in.'
-            )
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (shape[0] // num_slices, *shape[1:]), (num_slices, 1, 1), devices=devices
+    replica, data, model = _fill_shape({'replica': replica, 'data': data, 'model': model}, len(devices))
+    slices = split_slices(devices)
+    if replica % len(slices):
+        raise ValueError(
+            f'parallel.replica={replica} must be a multiple of the {len(slices)} slices the devices lie in.'
         )
-        return Mesh(grid, AXES, axis_types=axis_types)
-    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    grids = [_grid((replica // len(slices), data, model), each) for each in slices]
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def count_slices(devices: Sequence[Any]) -> int:
-    """Of TPUs. Hosts with GPUs are numbered so too; `replica`, the first axis, crosses them as they come in order."""
-    return len({getattr(device, 'slice_index', 0) for device in devices if device.platform == 'tpu'}) or 1
+def _grid(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of a slice. jax lays the axes along those of the machine, so that neighbours are neighbours.
+
+    It refuses what would cut an axis of the machine unless it is told to, and then cuts along rows where processes
+    have squares.
+    """
+    for cut in (False, True):
+        with contextlib.suppress(NotImplementedError):
+            if cut:
+                grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            else:
+                grid = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices).devices
+            if layers_within_processes(grid):
+                return grid
+    replica, data, model = shape
+    own = sum(device.process_index == devices[0].process_index for device in devices)
+    if own % model == 0:
+        rows = math.gcd(own // model, data)
+        if replica % (own // model // rows) == 0:
+            inside = (own // model // rows, rows, model)
+            across = (replica // inside[0], data // rows, 1)
+            return mesh_utils.create_hybrid_device_mesh(inside, across, devices, process_is_granule=True)
+    return np.asarray(devices).reshape(shape)
+
+
+def split_slices(devices: Sequence[Any]) -> list[list[Any]]:
+    """The devices by TPU slice. Hosts with GPUs are numbered so too; `replica`, the first axis, crosses them as they
+    come in order."""
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0, []).append(device)
+    return [slices[index] for index in sorted(slices)]
 
 
 def _fill_shape(sizes: dict[str, int], num_devices: int) -> tuple[int, ...]:

@@ -32,7 +32,9 @@ def cases():
     if not index.exists():
         reason = f'{FOLDER} holds no transfer cases: set AVMAE_REFERENCE to the folder that does.'
         return [pytest.param('', marks=pytest.mark.skip(reason=reason), id='none')]
-    return [entry['case'] for entry in json.loads(index.read_text())]
+    listed = [entry['case'] for entry in json.loads(index.read_text())]
+    found = sorted(path.stem for path in (FOLDER / 'transfer').glob('*__to__*.json'))
+    return [*listed, *(name for name in found if name not in listed)]
 
 
 @functools.cache

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -84,3 +85,18 @@ def test_label_names_must_fit_their_digest(toy_folder):
 def test_a_folder_that_was_never_finished_is_named(tmp_path):
     with pytest.raises(ValueError, match='prepare'):
         schema.read_info(tmp_path)
+
+
+def test_a_dataset_json_is_read_or_refused_by_its_name(toy_folder, tmp_path, broken_json):
+    told = json.loads((toy_folder / schema.INFO_FILE).read_text())
+    refused = 0
+    for where, text in broken_json(told):
+        (tmp_path / schema.INFO_FILE).write_text(text)
+        try:
+            info = schema.read_info(tmp_path)
+        except ValueError as error:
+            assert str(tmp_path / schema.INFO_FILE) in str(error), where
+            refused += 1
+        else:
+            assert schema.DatasetInfo.from_json(info.to_json()) == info, where
+    assert refused > 100

@@ -36,7 +36,10 @@ def read_arrays(name):
 
 def read_index(variant):
     path = FOLDER / f'index_{variant}.json'
-    return json.loads(path.read_text()) if path.exists() else []
+    listed = json.loads(path.read_text()) if path.exists() else []
+    found = sorted(path.stem.partition('__')[2] for path in FOLDER.glob(f'{variant}__*.json'))
+    names = {entry['case'] for entry in listed}
+    return [*listed, *({'case': name, 'error': None} for name in found if name not in names)]
 
 
 def cases():

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import types
 
 import jax
@@ -164,5 +166,54 @@ def test_slices_are_of_tpus_and_hosts_with_gpus_are_none():
     devices = {
         kind: [types.SimpleNamespace(platform=kind, slice_index=i // 4) for i in range(8)] for kind in ('tpu', 'gpu')
     }
-    assert mesh.count_slices(devices['tpu']) == 2 and mesh.count_slices(devices['gpu']) == 1
-    assert mesh.count_slices(jax.devices()) == 1
+    assert mesh.split_slices(devices['tpu']) == [devices['tpu'][:4], devices['tpu'][4:]]
+    assert mesh.split_slices(devices['gpu']) == [devices['gpu']]
+    assert mesh.split_slices(jax.devices()) == [jax.devices()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU that is not there, as jax describes one: two by two of them have a host."""
+
+    id: int
+    device_kind: str
+    coords: tuple[int, int, int]
+    process_index: int
+    slice_index: int
+    platform: str = 'tpu'
+    core_on_chip: int = 0
+
+
+def chips_of(kind: str, shape: tuple[int, int, int], num_slices: int) -> list[Chip]:
+    columns, rows, layers = shape
+    places = [(x, y, z) for z in range(layers) for y in range(rows) for x in range(columns)]
+    hosts = [(x // 2 + columns // 2 * (y // 2 + rows // 2 * z)) for x, y, z in places]
+    num_hosts = max(hosts) + 1
+    return [
+        Chip(index * len(places) + i, kind, place, index * num_hosts + hosts[i], index)
+        for index in range(num_slices)
+        for i, place in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize(
+    'kind, shape, num_slices',
+    [
+        ('TPU v4', (4, 4, 4), 1),
+        ('TPU v5 lite', (4, 4, 1), 1),
+        ('TPU v5 lite', (8, 8, 1), 2),
+        ('TPU v5', (4, 4, 4), 2),
+        ('TPU v6 lite', (8, 8, 1), 1),
+    ],
+)
+def test_every_split_of_a_slice_has_a_mesh_whose_layers_lie_within_hosts(kind, shape, num_slices):
+    chips = chips_of(kind, shape, num_slices)
+    for replica, model in itertools.product((1, 2, 4, 8), (1, 2, 4)):
+        if replica % num_slices or len(chips) % (replica * model):
+            continue
+        grid = mesh.make_mesh(replica, -1, model, chips).devices
+        assert grid.shape == (replica, len(chips) // replica // model, model)
+        assert sorted(chip.id for chip in grid.flat) == list(range(len(chips)))
+        assert mesh.layers_within_processes(grid)
+        # Slices are crossed by replica alone.
+        assert all(len({chip.slice_index for chip in group.flat}) == 1 for group in grid)

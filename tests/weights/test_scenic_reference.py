@@ -41,12 +41,14 @@ def read_arrays(path):
 
 def multimodal_cases():
     index = FOLDER / 'multimae/index.json'
-    return [case['case'] for case in json.loads(index.read_text())] if index.exists() else []
+    listed = [case['case'] for case in json.loads(index.read_text())] if index.exists() else []
+    found = sorted(path.stem for path in (FOLDER / 'multimae').glob('*__*.json'))
+    return [*listed, *(case for case in found if case not in listed)]
 
 
-def single_cases(pattern, without=None):
-    paths = sorted((FOLDER / 'single').glob(f'{pattern}.json'))
-    return [path.stem for path in paths if not (without and without in path.stem)]
+def single_cases(classifiers):
+    paths = sorted((FOLDER / 'single').glob('*__*.json'))
+    return [path.stem for path in paths if ('cls__' in path.stem) == classifiers]
 
 
 needs_reference = pytest.mark.skipif(
@@ -142,7 +144,9 @@ def test_multimodal_case_is_reproduced(case):
     )(params)
     outputs = scored.outputs
     features = model.apply({'params': params}, inputs, method='encode')
-    rows = {'None': jnp.ones(2), '1_0': jnp.asarray([1.0, 0.0])}
+    names = {name.partition('batch_mask=')[2] for name in manifest['losses']}
+    count = len(next(iter(inputs.values())))
+    rows = {name: jnp.ones(count) if name == 'None' else jnp.asarray([*map(float, name.split('_'))]) for name in names}
     losses = all_losses(objective, outputs, masks, rows)
     for m, values in (outputs.inpainted if inpaint else outputs.predicted).items():
         assert_close(features[m], arrays[f'encoder_eval/{theirs[m]}'], OUTPUT_TOLERANCE, f'encoder_eval {m}')
@@ -180,7 +184,7 @@ def check_targets(stored, prefix, theirs, patches, central):
 
 
 @needs_reference
-@pytest.mark.parametrize('case', single_cases('*', without='cls__'))
+@pytest.mark.parametrize('case', single_cases(classifiers=False))
 def test_autoencoder_of_one_modality_is_reproduced(case):
     manifest, arrays = read_json(f'single/{case}.json'), read_arrays(f'single/{case}.npz')
     config, modality = manifest['config'], {'vivit': 'video', 'vit': 'image'}[manifest['kind']]
@@ -206,7 +210,7 @@ def test_autoencoder_of_one_modality_is_reproduced(case):
 
 
 @needs_reference
-@pytest.mark.parametrize('case', single_cases('*cls__*'))
+@pytest.mark.parametrize('case', single_cases(classifiers=True))
 def test_classifier_of_one_modality_is_reproduced(case):
     manifest, arrays = read_json(f'single/{case}.json'), read_arrays(f'single/{case}.npz')
     config, modality = manifest['config'], 'video' if manifest['kind'].startswith('vivit') else 'image'
