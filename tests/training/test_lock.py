@@ -53,18 +53,18 @@ def test_the_lock_of_another_host_is_waited_for_as_that_may_be_dead(tmp_path, mo
 
 
 def test_a_file_that_is_taken_away_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):
-    theirs, take = lock.WorkdirLock(tmp_path), lock.WorkdirLock._take
+    theirs, take, tries = lock.WorkdirLock(tmp_path), lock.WorkdirLock._take, []
 
     def taken_away_before(self):
-        if theirs is not None:
-            (tmp_path / lock.FILE).unlink(missing_ok=True)  # What a job does that leaves nothing behind.
+        tries.append(self)
+        if len(tries) == 1:
+            (tmp_path / lock.FILE).unlink()  # What a job does that leaves nothing behind.
             theirs.close()
         return take(self)
 
     monkeypatch.setattr(lock.WorkdirLock, '_take', taken_away_before)
     mine = lock.WorkdirLock(tmp_path)
-    theirs = None
-    assert mine.holder is None
+    assert mine.holder is None and len(tries) == 2
     assert lock.WorkdirLock(tmp_path).holder == f'process {os.getpid()} on {socket.gethostname()}'
 
 
