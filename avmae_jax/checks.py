@@ -214,6 +214,12 @@ def _check_classification(objective: objectives.Classification, model: experimen
 
 def _check_patches(tokenizer: tokenizers.Tokenizer, modality: Modality, shape: tuple[int, ...]) -> None:
     axes = tokenizer.axes_of((1, *shape))
+    if modality == 'audio' and tokenizer.stride is None and axes[-1] % tokenizer.patch[-1]:
+        raise ValueError(
+            f'config.model.tokenizers.audio.patch={tokenizer.patch} does not divide the {axes[-1]} mel bins: choose '
+            f'config.preprocess.num_mel_bins as a multiple of {tokenizer.patch[-1]}.'
+        )
+    # Of sound, moments at the end that fill no patch are left out, and AST's patches overlap as they may.
     for size, patch, step in zip(axes, tokenizer.patch, tokenizer.stride or tokenizer.patch, strict=False):
         if modality != 'audio' and (size - patch) % step:
             raise ValueError(

@@ -266,6 +266,11 @@ WRONG_FINETUNING = {
     'model.encoder.fusion': ('late', "fusion must be one of .*'bottleneck'"),
     'model.pooling': ('joint_mean', 'mixup.per_modality=True labels each modality in its own way.* pool by mean'),
     'model.tokenizers.video.patch': ((3, 16, 16), 'does not divide the video of 8 x 112 x 112.*num_frames'),
+    'model.tokenizers.audio.patch': (
+        (16, 20),
+        'does not divide the 128 mel bins: choose config.preprocess.num_mel_bins',
+    ),
+    'preprocess.num_mel_bins': (100, 'does not divide the 100 mel bins'),  # Of patches of 16.
     'video.num_frames': (100, 'last 10.00 s at most: 63 frames or fewer, or a smaller frame_seconds'),
     'preprocess.lose_modality_ratio': (1.5, r'lose_modality_ratio must lie in \[0, 1\]'),
     'objective.label_smoothing': (1.0, 'label_smoothing'),
