@@ -159,6 +159,7 @@ def test_media_files_of_any_kind_come_through(models, tiny_clips):
         ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8)}, 'takes 2 frames, 0.16 s apart; got 5'),
         ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': 0.0}, 'fps must be a number above 0; got 0.0'),
         ({'audio': np.zeros(5, np.float32)}, r'audio is float \[b l\].*got float32 \[5\]'),
+        ({'audio': np.full((1, 9), np.nan, np.float32)}, 'audio has 9 samples that are NaN or infinite'),
         ({'audio': np.zeros((1, 5), np.int32)}, 'got int32'),
         ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': np.inf}, 'fps must be a number above 0; got inf'),
         ({'video': np.zeros((1, 5, 32, 32, 3), np.uint8), 'fps': '25'}, "fps must be .*; got '25'"),

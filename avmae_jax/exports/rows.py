@@ -108,6 +108,9 @@ def sound_rows(trained: Trained, media: Any, sample_rate: Any) -> Array:
         raise ValueError(
             f'audio is float [b l] in [-1, 1], or int16, of one channel; got {media.dtype} {list(media.shape)}.'
         )
+    # What lies on a device is not fetched for it.
+    if isinstance(media, np.ndarray) and media.dtype != np.int16 and not np.isfinite(media).all():
+        raise ValueError(f'audio has {np.sum(~np.isfinite(media)):,} samples that are NaN or infinite.')
     if sample_rate not in (None, preprocess.sample_rate):
         media = np.stack([resample(row, int(sample_rate), preprocess.sample_rate) for row in np.asarray(media)])
     if media.shape[1:] == wanted:
