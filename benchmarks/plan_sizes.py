@@ -93,9 +93,10 @@ def cells(row: Row, plan: dict[str, Any]) -> list[str]:
     memory, chips = plan['memory'], CHIPS[row.topology]
     state = sum(memory[part] for part in ('parameters', 'optimizer', 'teacher')) / 2**30
     known = [row.size, f'{plan["num_parameters"] / 1e6:,.0f}', f'{chips:,}', row.rules, f'{row.batch_size / chips:g}']
-    known += [f'{memory["peak"] / 2**30:.1f}', f'{state:.2f}']
+    known += ['-' if memory['peak'] is None else f'{memory["peak"] / 2**30:.1f}', f'{state:.2f}']
     if plan['run'] is None or not memory['fits']:
-        return [*known, *['-'] * (len(HEAD) - len(known) - 1), 'does not fit']
+        why = 'does not fit' if plan['failure'] is None else 'does not compile'
+        return [*known, *['-'] * (len(HEAD) - len(known) - 1), why]
     run, time = plan['run'], plan['time']
     moved = sum(each['array_bytes'] for each in plan['collectives']) / 2**20
     return [
