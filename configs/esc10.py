@@ -20,7 +20,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 32
-    config.num_epochs = 60.0
+    config.num_epochs = 200.0
     config.data = sections.data(split='fold1+fold2+fold3+fold4')
     config.audio = sections.audio(SECONDS)
     config.preprocess = sections.preprocess(SECONDS, flip=False)
