@@ -381,6 +381,19 @@ def test_classes_that_sequence_examples_do_not_have_are_told(reference):
         experiment.open_train_sources(config)
 
 
+def test_finetuning_on_audioset_hears_what_pretraining_heard():
+    def statistics(name, records):
+        preprocess = CONFIGS[name].get_config(f'records={records}').preprocess
+        return preprocess.audio_mean, preprocess.audio_std
+
+    for name in ('audioset', 'finetune-audioset', 'finetune-audioset-mbt'):
+        assert statistics(name, 'prepared') == (None, None)  # Those of the dataset.
+    # The log-mels of the reference are not ours, and it normalises them in finetuning alone.
+    assert statistics('audioset', 'legacy') == (0.0, 1.0)
+    for name in ('finetune-audioset', 'finetune-audioset-mbt'):
+        assert statistics(name, 'legacy') == (1.102, 2.762)
+
+
 @pytest.mark.parametrize('name', FINETUNE)
 def test_a_linear_probe_freezes_all_but_the_head(name):
     config, parts = build(f'finetune-{name.replace("_", "-")}', 'probe=linear')

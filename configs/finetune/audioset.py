@@ -9,7 +9,7 @@ Clips are drawn by the inverse frequency of their classes; for a training set th
 
 Arguments: size=Ti|S|B|L|H|g, modalities=video+audio|video|audio|image+audio (one frame of a clip),
 encoder=mbt|mid|early|separate|shared, fusion=bottleneck|concatenation|late, fusion_layer=N,
-mixup=mixmod|mixup|none, probe=none|linear, records=prepared|legacy.
+mixup=mixmod|mixup|none, probe=none|linear, records=prepared|legacy (SequenceExamples of the reference).
 """
 
 import ml_collections
@@ -46,7 +46,8 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     if 'audio' in modalities:
         config.audio = sections.audio(SECONDS)
     config.preprocess = sections.preprocess(SECONDS if 'audio' in modalities else None, records=args.records)
-    if 'audio' in modalities:
+    if 'audio' in modalities and args.records == 'legacy':
+        # Of the reference's own log-mels, over AudioSet. Those of ours `prepare` measures, as pretraining takes them.
         config.preprocess.update(audio_mean=1.102, audio_std=2.762)
     masks = dict(frequency_masks=2, frequency_width=36, time_masks=4, time_width=48)
     sections.augment(config, modalities, spec_augment=masks, time_shift=True)
