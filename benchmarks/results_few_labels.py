@@ -62,7 +62,7 @@ def score_features(tables: Mapping[str, Any], counts: list[int], num_draws: int)
     labels = {role: next(iter(table['labels'].values())).argmax(axis=1) for role, table in tables.items()}
     sets = {role: passes.feature_sets(table) for role, table in tables.items()}
     found = {}
-    for name in ['video', 'audio', 'both']:
+    for name in [name for name in ('video', 'audio', 'both') if name in sets['train']]:
         train, in_train = sets['train'][name]
         test, in_test = sets['test'][name]
         for count in counts:

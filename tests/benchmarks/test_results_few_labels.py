@@ -37,6 +37,20 @@ def test_quiet_directions_tell_classes_and_noise_does_not(benchmark):
     assert benchmark.accuracies(train[:40], test, test_labels, benchmark.draw(train_labels[:40], 1, 10)).mean() > 0.5
 
 
+def test_a_run_of_one_modality_has_the_columns_of_that_one(benchmark):
+    def table(num_rows, seed):
+        features, labels = clips(num_rows, seed=seed)
+        present = np.arange(num_rows) % 5 > 0  # Clips without sound are left out.
+        features[~present] = np.nan
+        return {
+            'alone': {'audio': features}, 'present': {'audio': present}, 'layers': {},
+            'labels': {'label': np.eye(3)[labels]},
+        }  # fmt: skip
+
+    found = benchmark.score_features({'train': table(600, 0), 'test': table(200, 1)}, [20], 5)
+    assert list(found) == [('audio', 20)] and found['audio', 20].min() > 0.9
+
+
 def test_a_class_with_too_few_clips_is_refused(benchmark):
     with pytest.raises(ValueError, match='--labels=30: a class has only'):
         benchmark.draw(clips(60)[1], 30, 2)
